@@ -1,0 +1,62 @@
+"""Allocators: each decides how a budget of tokens reads the tokens of an image. One a file, found by its name.
+
+A new allocator is one new file here with one `Allocator` in it, or an entry point of the group `regard.allocate` in
+another package: `name = "package.module:Class"`.
+"""
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pkgutil import iter_modules
+from typing import Any
+
+from regard.allocate._base import Allocator, checked_budget, missing_needs, top_slots
+from regard.errors import ModelError
+
+__all__ = ["Allocator", "catalogue", "checked_budget", "load", "missing_needs", "top_slots"]
+
+
+def catalogue() -> tuple[str, ...]:
+    """The names of all allocators, in alphabetical order; none of their modules is imported."""
+    return tuple(sorted({*_own(), *_others()}))
+
+
+def load(name: str, **fields: Any) -> Allocator:
+    """The allocator of this name, made with these fields. Raises ModelError where there is no such name or field."""
+    if name in _own():
+        module = import_module(f"{__name__}.{name}")
+        found = [value for value in vars(module).values() if _is_own(value, module.__name__)]
+        assert len(found) == 1, f"{module.__name__} must hold one allocator, not {len(found)}"
+        kind = found[0]
+    elif name in _others():
+        kind = _loaded(_others()[name])
+    else:
+        raise ModelError(f"no allocator is named {name!r}: the names are {', '.join(catalogue())}")
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise ModelError(f"allocator {name}: {error}") from error
+
+
+def _is_own(value: Any, module: str) -> bool:
+    return isinstance(value, type) and issubclass(value, Allocator) and value.__module__ == module
+
+
+def _loaded(entry: EntryPoint) -> type[Allocator]:
+    try:
+        kind = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"allocator {entry.name} ({entry.value}) cannot be loaded: {error}") from error
+    if not isinstance(kind, type) or not issubclass(kind, Allocator):
+        raise ModelError(f"allocator {entry.name} ({entry.value}) is not a subclass of regard.allocate.Allocator")
+    return kind
+
+
+@cache
+def _own() -> tuple[str, ...]:
+    return tuple(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def _others() -> dict[str, EntryPoint]:
+    own = _own()
+    return {entry.name: entry for entry in entry_points(group="regard.allocate") if entry.name not in own}

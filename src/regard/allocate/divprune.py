@@ -1,0 +1,38 @@
+"""DivPrune (arXiv 2503.02175): the most diverse subset, by greedy max-min cosine distance.
+
+The first token is the one farthest from its nearest neighbour, each next one the farthest from those kept. The kept
+slots are sorted, which the paper's run did not do and its release does.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from regard.allocate._base import Allocator
+from regard.allocation import Allocation
+from regard.tokens import Question, VisualTokens
+
+
+@dataclass(frozen=True)
+class DivPrune(Allocator):
+    """Keep the `budget` tokens that a greedy rule finds farthest from one another."""
+
+    def decide(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation:
+        valid = tokens.valid
+        self.check_finite("features", tokens.features, valid)
+        x = tokens.features.to(torch.promote_types(tokens.features.dtype, torch.float32))
+        x = F.normalize(x.masked_fill(~valid[..., None], 0), dim=2)
+        similarity = x @ x.transpose(1, 2)  # (B, N, N): the first token needs every pair
+        image = torch.arange(len(x), device=x.device)
+        similarity.diagonal(dim1=1, dim2=2).fill_(-2)
+        nearest = similarity.masked_fill_(~valid[:, None], -2).amax(dim=2).masked_fill(~valid, torch.inf)
+        kept = torch.empty(len(x), budget, dtype=torch.long, device=x.device)
+        kept[:, 0] = nearest.argmin(dim=1)
+        nearest = torch.full_like(nearest, -2).masked_fill(~valid, torch.inf)
+        for i in range(1, budget):
+            last = kept[:, i - 1]
+            torch.maximum(nearest, similarity[image, last], out=nearest)
+            nearest[image, last] = torch.inf
+            kept[:, i] = nearest.argmin(dim=1)
+        return Allocation.select(kept, x.shape[1])

@@ -1,0 +1,20 @@
+"""The tokens nearest to the question: the highest inner products with it, averaged over the question's tokens."""
+
+from dataclasses import dataclass
+
+from regard.allocate._base import Allocator, top_slots
+from regard.allocation import Allocation
+from regard.tokens import Question, VisualTokens
+
+
+@dataclass(frozen=True)
+class Top(Allocator):
+    """Keep the `budget` tokens most relevant to the question."""
+
+    needs = ("question",)
+
+    def decide(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation:
+        assert question is not None
+        relevance = tokens.relevance(question)
+        self.check_finite("relevance", relevance, tokens.valid)
+        return Allocation.select(top_slots(relevance, tokens.valid, budget), relevance.shape[1])

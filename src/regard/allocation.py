@@ -1,0 +1,337 @@
+"""How each output token reads the inputs: the one thing that every way of spending a token budget returns.
+
+An `Allocation` is a row-stochastic (B, K, N) matrix, stored sparsely, with an input slot that each output stands at.
+Deciding (an allocator) is separate from applying (here): selecting gathers, merging scatters, mixing multiplies.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from regard.anchors import nearest_member, strongest_free
+from regard.errors import DataError, ShapeError
+from regard.reading import Grouped, Mixed, Reading, Selected
+from regard.tokens import VisualTokens
+
+Readable = TypeVar("Readable", VisualTokens, Tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """A reading of N input tokens by K output tokens, ordered by anchor. Made by `select`, `merge`, `mix`, `identity`.
+
+    anchor: (B, K), the input slot each output stands at (0 where padded). mask: (B, K), True = real; None: all are.
+    gain: (B, K), by how much to multiply a row where a published rule adds instead of averaging; None: by nothing.
+    """
+
+    reading: Reading
+    anchor: Int[Tensor, "b k"]
+    gain: Float[Tensor, "b k"] | None = None
+    mask: Bool[Tensor, "b k"] | None = None
+
+    @classmethod
+    def _ordered(cls, reading: Reading, anchor: Tensor, gain: Tensor | None) -> "Allocation":
+        """Put the rows in the order of their anchors, padding last."""
+        rows = reading.rows
+        if gain is not None and gain.shape != anchor.shape:
+            raise ShapeError(f"gain must have shape (B, K) = {tuple(anchor.shape)}, got {tuple(gain.shape)}")
+        order = torch.where(rows, anchor, reading.n_in).argsort(dim=1, stable=True)
+        rows = rows.gather(1, order)
+        anchor = anchor.gather(1, order).masked_fill(~rows, 0)
+        twice = (anchor[:, 1:] == anchor[:, :-1]) & rows[:, 1:]
+        if bool(twice.any()):
+            slot = int(anchor[:, 1:][twice][0])
+            raise ShapeError(f"input slot {slot} anchors two outputs of one image: each needs a slot of its own")
+        return cls(
+            reading.order(order),
+            anchor,
+            None if gain is None else gain.gather(1, order),
+            None if bool(rows.all()) else rows,
+        )
+
+    @classmethod
+    def select(cls, index: Tensor, n_in: int, *, gain: Tensor | None = None) -> "Allocation":
+        """Keep inputs as they are. index: (B, K) slots in any order, -1 for padding; gain: (B, K) in that order.
+
+        Raises ShapeError where an index is out of range or comes twice in an image.
+        """
+        if index.ndim != 2 or index.is_floating_point() or index.dtype == torch.bool:
+            raise ShapeError(f"index must be whole numbers of shape (B, K), got {index.dtype} {tuple(index.shape)}")
+        if bool(((index < -1) | (index >= n_in)).any()):
+            raise ShapeError(f"index must lie in [-1, {n_in}), got {int(index.min())} to {int(index.max())}")
+        index = index.long()
+        return cls._ordered(Selected(index, n_in), index, gain)
+
+    @classmethod
+    def merge(
+        cls,
+        group: Tensor,
+        n_out: int,
+        weight: Tensor | None = None,
+        *,
+        boxes: Tensor | None = None,
+        gain: Tensor | None = None,
+    ) -> "Allocation":
+        """Average the members of each group. group: (B, N) in [-1, n_out), -1 for a dropped input.
+
+        weight: (B, N) >= 0, normalised within each group here; None: equal. boxes: (B, N, 4): an output is anchored at
+        the member nearest to the weighted centre of its members' boxes (without boxes: of their slots). A group
+        without members is padding. Raises ShapeError for groups out of range, DataError for weights that cannot
+        be normalised.
+        """
+        if group.ndim != 2 or group.is_floating_point() or group.dtype == torch.bool:
+            raise ShapeError(f"group must be whole numbers of shape (B, N), got {group.dtype} {tuple(group.shape)}")
+        if bool(((group < -1) | (group >= n_out)).any()):
+            raise ShapeError(f"group must lie in [-1, {n_out}), got {int(group.min())} to {int(group.max())}")
+        group = group.long()
+        weight = _normalised(group, n_out, weight)
+        if boxes is None:
+            places = torch.arange(group.shape[1], device=group.device, dtype=torch.float64).expand_as(group)[..., None]
+        else:
+            places = (boxes[..., :2] + boxes[..., 2:]).double() / 2
+        reading = Grouped(group, weight, n_out)
+        return cls._ordered(reading, nearest_member(group, weight.detach(), n_out, places), gain)
+
+    @classmethod
+    def mix(cls, weights: Tensor, *, anchor: Tensor | None = None, gain: Tensor | None = None) -> "Allocation":
+        """Any row-stochastic reading. weights: (B, K, N) >= 0 with rows that sum to 1, or to 0 for padding.
+
+        anchor: (B, K); by default the slot that a row reads most, among those no stronger row stands at.
+        Raises ShapeError for wrong shapes and DataError for rows that do not sum to 1: put a scale into `gain`.
+        """
+        if weights.ndim != 3 or not weights.is_floating_point():
+            raise ShapeError(f"weights must be floats of shape (B, K, N), got {weights.dtype} {tuple(weights.shape)}")
+        fixed = weights.detach()
+        total = fixed.sum(dim=2, dtype=torch.promote_types(weights.dtype, torch.float32))
+        slack = 1e-3 + fixed.shape[2] ** 0.5 * torch.finfo(weights.dtype).eps
+        good = ((total - 1).abs() <= slack) | (fixed == 0).all(dim=2)
+        if not bool(good.all()) or bool((fixed < 0).any()):
+            raise DataError(
+                f"each row of weights must be >= 0 and sum to 1 (or be 0 for padding), got minimum {float(fixed.min()):.4g} "
+                f"and sums {float(total.min()):.4g} to {float(total.max()):.4g}: normalise, and put a scale into gain"
+            )
+        reading = Mixed(weights)
+        if anchor is None:
+            anchor = strongest_free(fixed, reading.rows)
+        return cls._ordered(reading, anchor.long(), gain)
+
+    @classmethod
+    def identity(cls, batch: int, n: int, mask: Tensor | None = None, device: torch.device | str = "cpu") -> "Allocation":
+        """Keep all n tokens where they are: `apply` returns its argument itself. mask: (B, n) of the tokens."""
+        anchor = torch.arange(n, device=mask.device if mask is not None else device).expand(batch, n)
+        index = anchor if mask is None else torch.where(mask, anchor, -1)
+        return cls(Selected(index, n), anchor, None, mask)
+
+    @property
+    def n_in(self) -> int:
+        return self.reading.n_in
+
+    @property
+    def n_out(self) -> int:
+        return self.reading.shape[1]
+
+    @property
+    def valid(self) -> Bool[Tensor, "b k"]:
+        """(B, K), True where an output is real, mask or no mask."""
+        return torch.ones_like(self.anchor, dtype=torch.bool) if self.mask is None else self.mask
+
+    @cached_property
+    def is_identity(self) -> bool:
+        """All inputs kept, each in its own place, with no gain."""
+        if self.gain is not None or not isinstance(self.reading, Selected) or self.n_in != self.n_out:
+            return False
+        slots = torch.arange(self.n_in, device=self.anchor.device)
+        return bool(((self.reading.index == slots) | (self.reading.index < 0)).all())
+
+    def apply(self, tokens: Readable) -> Readable:
+        """Read the tokens: (B, N, D) -> (B, K, D), or all that belongs to VisualTokens at once.
+
+        A tensor ((B, N, D) or (B, N), features or a deeper level of them) is multiplied by `gain`; of VisualTokens only
+        `features` are. Boxes are read like features (a merged token's box is the mean of its members'), `segment` is
+        the anchor's, and there is no `grid` any more. Padded rows are 0. Autograd flows to features and weights.
+        """
+        if isinstance(tokens, VisualTokens):
+            return self._apply_tokens(tokens)
+        x = tokens
+        if x.ndim not in (2, 3) or x.shape[0] != self.anchor.shape[0] or x.shape[1] != self.n_in:
+            raise ShapeError(
+                f"this allocation reads (B, N) = ({self.anchor.shape[0]}, {self.n_in}) tokens, got {tuple(x.shape)}"
+            )
+        if self.is_identity:
+            return x
+        y = self._read(x)
+        if self.gain is None:
+            return y
+        return y * (self.gain if y.ndim == 2 else self.gain[..., None]).to(y.dtype)
+
+    def _read(self, x: Tensor) -> Tensor:
+        return self.reading.read(x) if x.ndim == 3 else self.reading.read(x[..., None]).squeeze(-1)
+
+    def _apply_tokens(self, tokens: VisualTokens) -> VisualTokens:
+        features = self.apply(tokens.features)
+        if features is tokens.features:
+            return tokens
+        return replace(
+            tokens,
+            features=features,
+            boxes=self._read(tokens.boxes),
+            mask=self.mask,
+            aligned=None if tokens.aligned is None else self._read(tokens.aligned),
+            keys=None if tokens.keys is None else self._read(tokens.keys),
+            scores={name: self._read(score) for name, score in tokens.scores.items()},
+            grid=None,
+            segment=None if tokens.segment is None else tokens.segment.gather(1, self.anchor),
+        )
+
+    def then(self, later: "Allocation") -> "Allocation":
+        """Both readings in one: `a.then(b).apply(x)` is `b.apply(a.apply(x))`, from b's outputs to a's inputs."""
+        if later.n_in != self.n_out:
+            raise ShapeError(f"the later allocation reads {later.n_in} tokens, this one gives {self.n_out}")
+        anchor = self.anchor.gather(1, later.anchor)
+        first, second, gain = self.reading, later.reading, later.gain
+        if self.gain is not None:
+            through = second.read(self.gain[..., None]).squeeze(-1)
+            gain = through if gain is None else gain * through
+        if isinstance(first, Selected) and isinstance(second, Selected):
+            index = first.index.gather(1, second.index.clamp(min=0))
+            return type(self)(Selected(torch.where(second.rows, index, -1), self.n_in), anchor, gain, later.mask)
+        if not isinstance(first, Mixed) and not isinstance(second, Mixed):
+            return type(self)(_composed(first, second, self.gain), anchor, gain, later.mask)
+        matrix = first.matrix()
+        if self.gain is not None:
+            matrix = matrix * self.gain[..., None]
+        weights = second.read(matrix)
+        if self.gain is not None:
+            weights = weights / weights.sum(dim=2, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+        return type(self)(Mixed(weights), anchor, gain, later.mask)
+
+    def spent(self) -> Float[Tensor, "b n"]:
+        """Tokens spent on each input, (B, N): the heat map. Sums to the number of real outputs."""
+        ones = self.reading.rows.to(torch.float32)[..., None]
+        return self.reading.spread(ones).squeeze(-1)
+
+    def restore(self, features: Tensor) -> Tensor:
+        """Outputs back onto the inputs, (B, K, D) -> (B, N, D): each input gets the mean of the outputs that read it,
+        by how much they do, and 0 where none does."""
+        if features.ndim != 3 or features.shape[:2] != self.anchor.shape:
+            raise ShapeError(f"features must have shape {(*self.anchor.shape, 'D')}, got {tuple(features.shape)}")
+        spent = self.spent()[..., None].to(features.dtype)
+        return self.reading.spread(features) / torch.where(spent > 0, spent, 1)
+
+    def matrix(self) -> Float[Tensor, "b k n"]:
+        """The dense (B, K, N) matrix, rows summing to 1 (padded rows to 0), without the gain."""
+        return self.reading.matrix()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as JSON takes it."""
+        data: dict[str, Any] = {"n_in": self.n_in, "n_out": self.n_out, "anchor": self.anchor.tolist()}
+        match self.reading:
+            case Selected(index=index):
+                data |= {"kind": "select", "index": index.tolist()}
+            case Grouped(group=group, weight=weight):
+                data |= {"kind": "merge", "group": group.tolist(), "weight": _plain(weight)}
+            case Mixed(weights=weights):
+                edges = weights.detach().nonzero()
+                data |= {"kind": "mix", "batch": len(weights), "edges": edges.tolist()}
+                data |= {"values": _plain(weights.detach()[tuple(edges.T)])}
+        return data | ({} if self.gain is None else {"gain": _plain(self.gain)})
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Allocation":
+        """The Allocation that `to_dict` wrote. Raises DataError where the data is not one."""
+        try:
+            n_in, n_out, anchor = data["n_in"], data["n_out"], torch.tensor(data["anchor"], dtype=torch.long)
+            gain = torch.tensor(data["gain"]) if "gain" in data else None
+            if data["kind"] == "select":
+                reading: Reading = Selected(torch.tensor(data["index"], dtype=torch.long), n_in)
+            elif data["kind"] == "merge":
+                group = torch.tensor(data["group"], dtype=torch.long)
+                reading = Grouped(group, torch.tensor(data["weight"], dtype=torch.float32), n_out)
+            else:
+                weights = torch.zeros(data["batch"], n_out, n_in)
+                edges = torch.tensor(data["edges"], dtype=torch.long).reshape(-1, 3)
+                weights[tuple(edges.T)] = torch.tensor(data["values"], dtype=torch.float32)
+                reading = Mixed(weights)
+        except (KeyError, TypeError, IndexError, RuntimeError) as error:
+            raise DataError(f"not an allocation as to_dict writes it: {error!r}") from error
+        return cls(reading, anchor, gain, None if bool(reading.rows.all()) else reading.rows)
+
+
+def _plain(values: Tensor) -> Any:
+    """Floats with the nine digits that tell one float32 from another."""
+    flat = [float(f"{value:.9g}") for value in values.detach().flatten().tolist()]
+    if values.ndim == 1:
+        return flat
+    return [flat[i : i + values.shape[1]] for i in range(0, len(flat), values.shape[1])]
+
+
+def _normalised(group: Tensor, n_out: int, weight: Tensor | None) -> Tensor:
+    """Weights that sum to 1 in each group, and are 0 outside of any."""
+    member = group >= 0
+    if weight is None:
+        weight = torch.ones(group.shape, device=group.device)
+    elif weight.shape != group.shape or not weight.is_floating_point():
+        raise ShapeError(f"weight must be floats of shape {tuple(group.shape)}, got {weight.dtype} {tuple(weight.shape)}")
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(~member, 0)
+    slot = group.clamp(min=0)
+    total = torch.zeros(len(group), n_out, dtype=weight.dtype, device=group.device).scatter_add(1, slot, weight)
+    mine = total.gather(1, slot)
+    if bool((~(weight >= 0) & member).any()) or bool((~((mine > 0) & mine.isfinite()) & member).any()):
+        raise DataError("weight must be finite, >= 0 and not 0 for a whole group")
+    return torch.where(member, weight / torch.where(member, mine, 1), 0)
+
+
+def _composed(first: Reading, second: Reading, first_gain: Tensor | None) -> Grouped:
+    """Groups of groups: a selection counts as groups of one."""
+    one = first.grouped() if isinstance(first, Selected) else first
+    two = second.grouped() if isinstance(second, Selected) else second
+    assert isinstance(one, Grouped)
+    assert isinstance(two, Grouped)
+    slot = one.group.clamp(min=0)
+    group = torch.where(one.group >= 0, two.group.gather(1, slot), -1)
+    factor = two.weight if first_gain is None else two.weight * first_gain
+    weight = one.weight * factor.gather(1, slot)
+    if first_gain is not None:
+        weight = _normalised(group, two.n_out, weight)
+    return Grouped(group, torch.where(group >= 0, weight, 0), two.n_out)
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Where each token looked, for a mechanism that computes new features (Q-Former, resampler, glimpses).
+
+    weights: (B, K, N), rows summing to 1, or to 0 for padding. Only for reading: there is nothing to apply.
+    """
+
+    weights: Float[Tensor, "b k n"]
+
+    def matrix(self) -> Float[Tensor, "b k n"]:
+        """(B, K, N), the weights."""
+        return self.weights
+
+    def spent(self) -> Float[Tensor, "b n"]:
+        """Tokens that looked at each input, (B, N)."""
+        return self.weights.sum(dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class TilePlan:
+    """What no reading can do: encode these parts of the image again. An eye carries it out.
+
+    boxes: (B, R, 4), x0, y0, x1, y1 in [0, 1]. counts: (B, R), tokens for each tile, 0 for none.
+    """
+
+    boxes: Float[Tensor, "b r 4"]
+    counts: Int[Tensor, "b r"]
+
+    def __post_init__(self) -> None:
+        if self.boxes.ndim != 3 or self.boxes.shape[2] != 4 or self.counts.shape != self.boxes.shape[:2]:
+            raise ShapeError(
+                f"boxes must be (B, R, 4) and counts (B, R), got {tuple(self.boxes.shape)} and {tuple(self.counts.shape)}"
+            )
+        if bool((self.counts < 0).any()):
+            raise ShapeError(f"counts must be >= 0, got {int(self.counts.min())}")

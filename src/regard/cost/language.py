@@ -1,0 +1,38 @@
+"""Prefill cost of decoder-only language models, by formula: multiply-accumulates (MACs), half of the FLOPs.
+
+Counted: the projections, the gated feed-forward, the two attention products over the full square (as kernels that do
+not skip the masked half do), and the logits of the last position. Not counted: norms, softmax, rotations.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """The sizes that decide the cost of a Llama-style decoder with grouped-query attention and a gated feed-forward."""
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    feed_forward: int
+    vocabulary: int
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden // self.heads
+
+    def prefill_macs(self, tokens: int) -> int:
+        """MACs to read a prompt of `tokens` and give the logits of its last position."""
+        width, kv_width = self.heads * self.head_size, self.kv_heads * self.head_size
+        projections = self.hidden * (2 * width + 2 * kv_width)
+        feed_forward = 3 * self.hidden * self.feed_forward
+        attention = 2 * tokens * width
+        return self.layers * tokens * (projections + feed_forward + attention) + self.hidden * self.vocabulary
+
+
+# Qwen2.5-VL-7B's language model; sizes from its published config.json (arXiv 2412.15115, 2502.13923).
+QWEN2_5_7B = LanguageModel(
+    "Qwen2.5-7B", layers=28, hidden=3584, heads=28, kv_heads=4, feed_forward=18944, vocabulary=152064
+)

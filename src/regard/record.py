@@ -1,0 +1,126 @@
+"""What one run did and cost, as plain data: JSON in and out. Every picture and table is drawn from it."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from regard.allocation import Allocation
+from regard.errors import DataError
+from regard.files import write_whole
+
+FORMAT = "regard-record-1"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The image a run looked at. preview: a small JPEG in base64. notes: what reading it changed."""
+
+    name: str
+    width: int
+    height: int
+    preview: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One allocation and the language model's layer that it acts from: 0 is before the first."""
+
+    layer: int
+    allocation: dict[str, Any]
+
+    def rebuilt(self) -> Allocation:
+        """The Allocation itself."""
+        return Allocation.from_dict(self.allocation)
+
+
+@dataclass(frozen=True)
+class Look:
+    """One allocator's answer to one question.
+
+    question: an index into `Record.questions`. budget: tokens asked for. seconds: to decide.
+    nearest_quarter: the share of the budget spent on the quarter of the image nearest to the question.
+    macs: multiply-accumulates of the language model's prefill with all tokens and with those left.
+    """
+
+    question: int
+    allocator: str
+    fields: dict[str, Any]
+    budget: int
+    tokens_in: int
+    tokens_out: int
+    seconds: float
+    nearest_quarter: float
+    macs_before: int
+    macs_after: int
+    steps: tuple[Step, ...]
+
+    @property
+    def allocation(self) -> Allocation:
+        """All steps in one, from the image's tokens to what the last layer sees."""
+        whole = self.steps[0].rebuilt()
+        for step in self.steps[1:]:
+            whole = whole.then(step.rebuilt())
+        return whole
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run: one picture, some questions, some allocators at one budget.
+
+    boxes: one (x0, y0, x1, y1) in [0, 1] for each token. relevance: for each question, one value a token.
+    grid: (T, H, W) of the tokens. language_model: whose prefill is counted, with prompt_tokens of text beside the image.
+    seconds: what took how long ("read", "load", "encode"). made: versions, seed and machine.
+    """
+
+    picture: Picture
+    eye: str
+    questions: tuple[str, ...]
+    boxes: tuple[tuple[float, ...], ...]
+    relevance: tuple[tuple[float, ...], ...]
+    grid: tuple[int, int, int] | None
+    looks: tuple[Look, ...]
+    language_model: str
+    prompt_tokens: int
+    seconds: dict[str, float]
+    made: dict[str, str]
+
+    def to_json(self) -> str:
+        """The record as one JSON object."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """The record that `to_json` wrote. Raises DataError where the text is not one."""
+        try:
+            data = json.loads(text)
+            if data.pop("format") != FORMAT:
+                raise KeyError("format")
+            looks = []
+            for look in data.pop("looks"):
+                steps = tuple(Step(**step) for step in look.pop("steps"))
+                looks.append(Look(**look, steps=steps))
+            picture = data.pop("picture")
+            picture["notes"] = tuple(picture["notes"])
+            for name in ("boxes", "relevance"):
+                data[name] = tuple(tuple(row) for row in data[name])
+            grid = data.pop("grid")
+            data["questions"] = tuple(data["questions"])
+            return cls(Picture(**picture), looks=tuple(looks), grid=None if grid is None else tuple(grid), **data)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise DataError(f"not a record ({FORMAT}) as regard writes it: {error!r}") from error
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write record.json, all of it or nothing."""
+        write_whole(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Self:
+        """Read what `save` wrote. Raises DataError where there is none or it is not a record."""
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read the record {str(path)!r}: {error.strerror}") from error
+        return cls.from_json(content)

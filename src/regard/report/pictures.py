@@ -1,0 +1,90 @@
+"""Heat maps of a Record as pictures: the photo dimmed where nothing is spent and lit where tokens are."""
+
+import base64
+import io
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from regard.record import Look, Record
+
+# Eleven steps of viridis (Smith and van der Walt, CC0), dark to bright in perceptually equal steps.
+_VIRIDIS = np.array(
+    [
+        (68, 1, 84), (72, 36, 117), (65, 68, 135), (53, 95, 141), (42, 120, 142), (33, 145, 140),
+        (34, 168, 132), (68, 191, 112), (122, 209, 81), (189, 223, 38), (253, 231, 37),
+    ],
+    dtype=np.float64,
+)  # fmt: skip
+
+
+def preview(record: Record) -> Image.Image:
+    """The small copy of the photo that the record holds."""
+    return Image.open(io.BytesIO(base64.b64decode(record.picture.preview))).convert("RGB")
+
+
+def heat_map(record: Record, look: Look, opacity: float = 0.62) -> Image.Image:
+    """The photo with the tokens spent on each patch, from none (dark) to the most in this picture (bright)."""
+    spent = look.allocation.spent()[0].numpy()
+    return _overlaid(record, spent / max(spent.max(), 1e-12), opacity)
+
+
+def relevance_map(record: Record, question: int, opacity: float = 0.62) -> Image.Image:
+    """The photo with the eye's own relevance to one question, from the lowest (dark) to the highest (bright)."""
+    relevance = np.array(record.relevance[question])
+    low, high = relevance.min(), relevance.max()
+    return _overlaid(record, (relevance - low) / max(high - low, 1e-12), opacity)
+
+
+def sheet(record: Record, allocators: list[str] | None = None, width: int = 1500) -> Image.Image:
+    """One row a question: the photo, the relevance, and each allocator's heat map, with their names."""
+    names = list(dict.fromkeys(look.allocator for look in record.looks)) if allocators is None else allocators
+    photo = preview(record)
+    gap, text = 8, 22
+    w = (width - gap * (len(names) + 3)) // (len(names) + 2)
+    h = round(w * photo.height / photo.width)
+    page = Image.new("RGB", (width, (h + 2 * text + gap) * len(record.questions) + gap), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(15)
+    for row, question in enumerate(record.questions):
+        y = gap + row * (h + 2 * text + gap)
+        draw.text((gap, y), f"“{question}”", "black", font)
+        cells = [("the photo", photo), ("relevance", relevance_map(record, row))]
+        for look in record.looks:
+            if look.question == row and look.allocator in names:
+                title = f"{look.allocator}: {look.nearest_quarter:.0%} on the nearest quarter"
+                cells.append((title, heat_map(record, look)))
+        for column, (title, picture) in enumerate(cells):
+            x = gap + column * (w + gap)
+            draw.text((x, y + text), title, "#444444", ImageFont.load_default(13))
+            page.paste(picture.resize((w, h), Image.Resampling.LANCZOS), (x, y + 2 * text))
+    return page
+
+
+def png(picture: Image.Image) -> bytes:
+    """The picture as a PNG file."""
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def _overlaid(record: Record, heat: np.ndarray, opacity: float) -> Image.Image:
+    """Blend each patch's colour over a grey copy of the photo. heat: (N,) in [0, 1]."""
+    photo = preview(record)
+    level = _painted(record, heat, photo.size)[..., None]
+    position = level * (len(_VIRIDIS) - 1)
+    low = np.floor(position[..., 0]).astype(int).clip(0, len(_VIRIDIS) - 2)
+    colour = _VIRIDIS[low] + (_VIRIDIS[low + 1] - _VIRIDIS[low]) * (position - low[..., None])
+    grey = np.asarray(photo.convert("L").convert("RGB"), dtype=np.float64)
+    mixed = grey * (1 - opacity) + colour * opacity
+    lit = np.asarray(photo, dtype=np.float64) * 0.55 + mixed * 0.45
+    return Image.fromarray((mixed * (1 - level) + lit * level).round().astype(np.uint8))
+
+
+def _painted(record: Record, heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The heat of each pixel, (H, W): that of the last box that covers it."""
+    scale = np.array([size[0], size[1], size[0], size[1]])
+    edges = (np.array(record.boxes) * scale).round().astype(int)
+    plane = np.zeros((size[1], size[0]))
+    for (x0, y0, x1, y1), value in zip(edges, heat, strict=True):
+        plane[y0:y1, x0:x1] = value
+    return plane

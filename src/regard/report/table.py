@@ -1,0 +1,39 @@
+"""The table of a Record: what each allocator kept, how long it took, where it looked and what the prefill costs."""
+
+from rich.table import Table
+
+from regard.record import Record
+
+
+def table(record: Record) -> Table:
+    """One row for each question and allocator."""
+    grid = Table(title=_title(record), title_justify="left", header_style="bold")
+    if len(record.questions) > 1:
+        grid.add_column("question", overflow="fold")
+    grid.add_column("allocator", no_wrap=True)
+    for name in ("tokens", "decide ms", "on nearest quarter", "prefill GMACs"):
+        grid.add_column(name, justify="right")
+    for look in record.looks:
+        cells = [
+            look.allocator,
+            f"{look.tokens_in} → {look.tokens_out}",
+            f"{look.seconds * 1e3:.1f}",
+            f"{look.nearest_quarter:.0%}",
+            f"{look.macs_before / 1e9:,.0f} → {look.macs_after / 1e9:,.0f}",
+        ]
+        if len(record.questions) > 1:
+            cells.insert(0, record.questions[look.question])
+        last = look is record.looks[-1] or record.looks[record.looks.index(look) + 1].question != look.question
+        grid.add_row(*cells, end_section=last)
+    grid.caption = (
+        "on nearest quarter: share of the kept tokens on the quarter of the image nearest to the question (blind: 25%). "
+        f"prefill: {record.language_model} with {record.prompt_tokens} text tokens, by formula."
+    )
+    return grid
+
+
+def _title(record: Record) -> str:
+    picture, look = record.picture, record.looks[0] if record.looks else None
+    kept = "" if look is None else f", budget {look.budget} tokens ({look.tokens_out / look.tokens_in:.1%} kept)"
+    asked = f" “{record.questions[0]}”" if len(record.questions) == 1 else ""
+    return f"{picture.name} {picture.width} x {picture.height}{asked}{kept}"

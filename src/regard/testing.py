@@ -1,0 +1,325 @@
+"""The contract of an allocator, as tests that any package can run on its own: `check_allocator(MyAllocator())`.
+
+Each rule draws tokens of many shapes (ragged masks, exact ties, one image or several) with hypothesis, which has to be
+installed, and supplies just what the allocator says it `needs`. An object with `allocate` is enough to be checked.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Flaky
+from torch import Tensor
+
+from regard.allocation import Allocation
+from regard.errors import BudgetError, DataError, RegardError
+from regard.tokens import Question, VisualTokens
+
+
+class Allocates(Protocol):
+    """Anything that decides."""
+
+    def allocate(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation: ...
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a rule is tried on."""
+
+    allocator: Any
+    tokens: VisualTokens
+    question: Question | None
+    budget: int
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return getattr(self.allocator, "needs", ())
+
+    def decide(self, **changes: Any) -> Allocation:
+        """The allocator's decision, with some of the case changed."""
+        case = dataclasses.replace(self, **changes)
+        return case.allocator.allocate(case.tokens, case.question, case.budget)
+
+
+RULES: dict[str, Callable[[Case], None]] = {}
+
+
+def _rule(check: Callable[[Case], None]) -> Callable[[Case], None]:
+    RULES[check.__name__] = check
+    return check
+
+
+def check_allocator(allocator: Allocates, rules: Iterable[str] | None = None, examples: int = 40) -> None:
+    """Try every rule (or those named) on `examples` drawn cases each. Raises AssertionError where one is broken."""
+    drawn = settings(
+        max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=[*HealthCheck]
+    )
+    for name in RULES if rules is None else rules:
+        check = RULES[name]
+        try:
+            drawn(given(_draws)(_drawn(check, allocator)))()
+        except AssertionError as error:
+            error.add_note(f"rule {name} of the allocator contract: {check.__doc__}")
+            raise
+        except (RegardError, Flaky) as error:
+            raise AssertionError(f"rule {name} of the allocator contract: {error}") from error
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a case is made from. masked: the share of tokens that are real, 1 for no mask. share: the budget in N."""
+
+    images: int
+    height: int
+    width: int
+    words: int
+    seed: int
+    ties: bool
+    masked: float
+    share: float
+
+
+_draws = st.builds(
+    Draw,
+    images=st.integers(1, 3),
+    height=st.integers(1, 7),
+    width=st.integers(1, 7),
+    words=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+    ties=st.booleans(),
+    masked=st.sampled_from([1.0, 0.2, 0.7, 0.95]),
+    share=st.floats(0, 1.1),
+)
+
+
+def _drawn(check: Callable[[Case], None], allocator: Allocates) -> Callable[[Draw], None]:
+    def holds(draw: Draw) -> None:
+        check(case(allocator, draw))
+
+    return holds
+
+
+def case(allocator: Allocates, draw: Draw) -> Case:
+    """Tokens on a grid, with ties or without, masks or none, and just what the allocator needs."""
+    batch, n = draw.images, draw.height * draw.width
+    generator = torch.Generator().manual_seed(draw.seed)
+
+    def values(*shape: int) -> Tensor:
+        if draw.ties:  # one-hot times a power of two: norms and inner products are exact
+            hot = torch.nn.functional.one_hot(torch.randint(shape[-1], shape[:-1], generator=generator), shape[-1])
+            return hot * 2.0 ** torch.randint(-1, 2, (*shape[:-1], 1), generator=generator)
+        return torch.randn(*shape, generator=generator)
+
+    needs = getattr(allocator, "needs", ())
+    mask = torch.rand(batch, n, generator=generator) < draw.masked
+    tokens = VisualTokens.from_grid(
+        values(batch, n, 13),
+        (draw.height, draw.width),
+        mask=None if draw.masked == 1 else mask,
+        aligned=values(batch, n, 5) if "aligned" in needs else None,
+        keys=values(batch, n, 11) if "keys" in needs else None,
+        segment=torch.randint(3, (batch, n), generator=generator) if "segment" in needs else None,
+        scores={need[7:]: values(batch, n, 2).sum(dim=2) for need in needs if need.startswith("scores:")},
+    )
+    if "grid" not in needs:
+        tokens = dataclasses.replace(tokens, grid=None)
+    space = 5 if "aligned" in needs else 13
+    question = Question(values(batch, draw.words, space)) if "question" in needs else None
+    return Case(allocator, tokens, question, max(1, round(draw.share * n)))
+
+
+def _rows(allocation: Allocation, image: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One image's anchors, matrix and gain, without padding."""
+    valid = allocation.valid[image]
+    gain = torch.ones_like(allocation.anchor, dtype=torch.float32) if allocation.gain is None else allocation.gain
+    return allocation.anchor[image, valid], allocation.matrix()[image, valid], gain[image, valid]
+
+
+def _assert_same(got: Allocation, image: int, want: Allocation, of: int) -> None:
+    for one, other, what in zip(_rows(got, image), _rows(want, of), ("anchors", "matrix", "gain"), strict=True):
+        other = other[:, : one.shape[1]] if one.ndim == 2 else other
+        assert one.shape == other.shape, f"{what}: {tuple(one.shape)} and {tuple(other.shape)}"
+        assert torch.allclose(one.double(), other.double(), atol=1e-5), f"{what} differ: {one} and {other}"
+
+
+@_rule
+def exact_count(case: Case) -> None:
+    """K == min(budget, valid tokens), no matter the ties."""
+    want = case.tokens.valid.sum(dim=1).clamp(max=case.budget)
+    allocation = case.decide()
+    assert allocation.valid.sum(dim=1).tolist() == want.tolist()
+    assert allocation.n_in == case.tokens.features.shape[1]
+
+
+@_rule
+def rows_sum_to_one(case: Case) -> None:
+    """Rows are >= 0, sum to 1 (padded rows to 0) and read valid inputs only."""
+    allocation = case.decide()
+    matrix = allocation.matrix()
+    assert (matrix >= 0).all()
+    assert torch.allclose(matrix.sum(dim=2), allocation.valid.float(), atol=1e-5)
+    assert (matrix.transpose(1, 2)[~case.tokens.valid] == 0).all(), "reads an input that the mask excludes"
+
+
+@_rule
+def anchors_are_slots(case: Case) -> None:
+    """Anchors are valid input slots, unique in their image, in ascending order."""
+    allocation = case.decide()
+    for image, real in enumerate(allocation.valid):
+        anchors = allocation.anchor[image, real]
+        assert case.tokens.valid[image, anchors].all(), "an anchor is not a valid slot"
+        assert (anchors.diff() > 0).all(), f"anchors are not ascending and unique: {anchors.tolist()}"
+
+
+@_rule
+def batch_neighbours_do_not_matter(case: Case) -> None:
+    """An image alone gives what it gives in a batch, in whatever order."""
+    whole = case.decide()
+    for order in (torch.arange(len(whole.anchor)).flip(0), *torch.arange(len(whole.anchor))[:, None]):
+        question = None if case.question is None else case.question.images(order)
+        part = case.decide(tokens=case.tokens.images(order), question=question)
+        for place, image in enumerate(order.tolist()):
+            _assert_same(part, place, whole, image)
+
+
+@_rule
+def padding_does_not_matter(case: Case) -> None:
+    """Padded tokens, whatever they hold, change nothing."""
+    tokens, extra = case.tokens, 1 if case.tokens.grid is None else case.tokens.grid[2]
+
+    def pad(x: Tensor | None, value: float) -> Tensor | None:
+        if x is None:
+            return None
+        x = x.clone()
+        if x.is_floating_point():
+            x[~tokens.valid] = value
+        return torch.cat([x, x.new_full((len(x), extra, *x.shape[2:]), value)], dim=1)
+
+    grid = None if tokens.grid is None else (1, tokens.grid[1] + 1, tokens.grid[2])
+    padded = VisualTokens(
+        *(pad(x, torch.nan) for x in (tokens.features, tokens.boxes)),  # pyright: ignore[reportArgumentType]
+        mask=torch.cat([tokens.valid, torch.zeros(len(tokens.valid), extra, dtype=torch.bool)], dim=1),
+        aligned=pad(tokens.aligned, torch.nan),
+        keys=pad(tokens.keys, torch.inf),
+        scores={name: score for name in tokens.scores if (score := pad(tokens.scores[name], torch.nan)) is not None},
+        grid=grid,
+        segment=pad(tokens.segment, 0),
+    )
+    got, want = case.decide(tokens=padded), case.decide()
+    for image in range(len(want.anchor)):
+        _assert_same(want, image, got, image)
+
+
+@_rule
+def same_call_same_result(case: Case) -> None:
+    """The same call gives the same result, bit for bit."""
+    one, two = case.decide(), case.decide()
+    assert torch.equal(one.anchor, two.anchor)
+    assert torch.equal(one.matrix(), two.matrix())
+
+
+@_rule
+def large_budget_is_identity(case: Case) -> None:
+    """A budget of N or more is the identity, bit for bit, without a gain."""
+    n = case.tokens.features.shape[1]
+    for budget in (n, n + 3):
+        allocation = case.decide(budget=budget)
+        assert allocation.gain is None
+        assert torch.equal(allocation.apply(case.tokens).features, case.tokens.features)
+
+
+@_rule
+def small_budget_is_an_error(case: Case) -> None:
+    """A budget under 1, or not a whole number, is a BudgetError."""
+    for budget in (0, -1, True, 1.5, "8", None):
+        try:
+            case.decide(budget=budget)
+        except BudgetError:
+            continue
+        raise AssertionError(f"no BudgetError for a budget of {budget!r}")
+
+
+@_rule
+def dropped_inputs_cannot_leak(case: Case) -> None:
+    """An inf or NaN in an input that is not read cannot reach the output."""
+    allocation = case.decide()
+    unread = allocation.spent() == 0
+    want = allocation.apply(case.tokens.features)[allocation.valid]
+    for value in (torch.inf, torch.nan):
+        dirty = case.tokens.features.masked_fill(unread[..., None], value)
+        assert torch.equal(allocation.apply(dirty)[allocation.valid], want)
+
+
+@_rule
+def nan_in_a_score_is_an_error(case: Case) -> None:
+    """A NaN in what it scores by is a DataError that names the allocator; elsewhere it changes nothing."""
+    spots = case.tokens.valid.nonzero().tolist()
+    if not spots or case.budget >= int(case.tokens.valid.sum(dim=1).max()):
+        return  # nothing to choose
+    want, image_over = case.decide(), (case.tokens.valid.sum(dim=1) > case.budget).tolist()
+    image, slot = next(spot for spot in spots if image_over[spot[0]])
+    fields = {name: getattr(case.tokens, name) for name in ("features", "aligned", "keys")}
+    fields |= {f"scores:{name}": score for name, score in case.tokens.scores.items()}
+    for name, values in fields.items():
+        if values is None:
+            continue
+        dirty = values.clone()
+        dirty[image, slot] = torch.nan
+        change = {"scores": {**case.tokens.scores, name[7:]: dirty}} if ":" in name else {name: dirty}
+        try:
+            got = case.decide(tokens=dataclasses.replace(case.tokens, **change))
+        except DataError as error:
+            names = {type(case.allocator).__name__, getattr(case.allocator, "name", "")}
+            assert any(known in str(error) for known in names if known), f"the error names no allocator: {error}"
+            continue
+        _assert_same(got, image, want, image)
+
+
+@_rule
+def needs_are_stated(case: Case) -> None:
+    """Without something that it needs it raises a DataError that names the thing, and never falls back."""
+    for need in case.needs:
+        tokens, question = case.tokens, case.question
+        if need == "question":
+            question = None
+        elif need.startswith("scores:"):
+            tokens = dataclasses.replace(tokens, scores={})
+        else:
+            tokens = dataclasses.replace(tokens, **{need: None})
+        try:
+            case.decide(tokens=tokens, question=question)
+        except DataError as error:
+            assert need in str(error), f"the error does not say {need!r}: {error}"
+            continue
+        raise AssertionError(f"no DataError without {need}")
+
+
+@_rule
+def features_are_untouched(case: Case) -> None:
+    """Deciding changes nothing that it is given."""
+    given = {name: value for name, value in vars(case.tokens).items() if isinstance(value, Tensor)}
+    given |= case.tokens.scores
+    before = {name: value.clone() for name, value in given.items()}
+    case.decide()
+    for name, value in given.items():
+        assert torch.equal(value, before[name]), f"{name} was changed in place"
+
+
+@_rule
+def every_float_type(case: Case) -> None:
+    """Works in bfloat16, float16 and float64, and its apply keeps the type."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        cast = {
+            name: value.to(dtype)
+            for name, value in vars(case.tokens).items()
+            if isinstance(value, Tensor) and value.is_floating_point() and name != "boxes"
+        }
+        scores = {name: score.to(dtype) for name, score in case.tokens.scores.items()}
+        tokens = dataclasses.replace(case.tokens, **cast, scores=scores)
+        question = None if case.question is None else Question(case.question.features.to(dtype), case.question.mask)
+        allocation = case.decide(tokens=tokens, question=question)
+        assert allocation.apply(tokens).features.dtype == dtype
