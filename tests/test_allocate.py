@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regard import BudgetError, DataError, ModelError, Question, RegardError, VisualTokens
-from regard.allocate import catalogue, load
+from regard.allocate import load
 
 
 def reference_divprune(features: np.ndarray, k: int) -> list[int]:
@@ -44,7 +44,9 @@ def test_divprune_starts_at_the_token_farthest_from_its_nearest_neighbour():
 
 def test_divprune_with_duplicates_still_keeps_the_budget():
     features = torch.ones(1, 7, 3)
-    assert load("divprune").allocate(VisualTokens(features, torch.rand(1, 7, 4)), None, 4).anchor.tolist() == [[0, 1, 2, 3]]
+    assert load("divprune").allocate(VisualTokens(features, torch.rand(1, 7, 4)), None, 4).anchor.tolist() == [
+        [0, 1, 2, 3]
+    ]
 
 
 def test_top_keeps_the_most_relevant_and_breaks_ties_by_slot():
@@ -123,7 +125,9 @@ def test_what_is_missing_is_named():
 
 
 def test_an_unknown_name_lists_the_names():
-    with pytest.raises(ModelError, match="no allocator is named 'topp': the names are divprune, grid, pool, random, top"):
+    with pytest.raises(
+        ModelError, match="no allocator is named 'topp': the names are divprune, grid, pool, random, top"
+    ):
         load("topp")
     with pytest.raises(ModelError, match="allocator random: .*sede"):
         load("random", sede=3)

@@ -25,9 +25,7 @@ def merger(generator: torch.Generator, batch: int, k: int, n: int, gain: bool) -
     group = torch.randint(-1, k, (batch, n), generator=generator)
     group[:, torch.randperm(n, generator=generator)[:k]] = torch.arange(k)
     weight = torch.rand(batch, n, generator=generator) + 0.1
-    return Allocation.merge(
-        group, k, weight, gain=torch.rand(batch, k, generator=generator) + 0.5 if gain else None
-    )
+    return Allocation.merge(group, k, weight, gain=torch.rand(batch, k, generator=generator) + 0.5 if gain else None)
 
 
 def mixture(generator: torch.Generator, batch: int, k: int, n: int, gain: bool) -> Allocation:
@@ -68,7 +66,9 @@ def test_apply_spent_and_restore_are_what_the_matrix_says(form: str, gain: bool)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(sorted(FORMS)), st.sampled_from(sorted(FORMS)), st.booleans(), st.booleans(), st.integers(0, 999))
+@given(
+    st.sampled_from(sorted(FORMS)), st.sampled_from(sorted(FORMS)), st.booleans(), st.booleans(), st.integers(0, 999)
+)
 def test_then_is_one_after_the_other(first: str, second: str, gain_1: bool, gain_2: bool, seed: int):
     generator = torch.Generator().manual_seed(seed)
     a = FORMS[first](generator, 1, 7, N, gain_1)
@@ -100,9 +100,13 @@ def test_gradients_flow_to_features_and_weights(form: str):
     index = torch.tensor([[1, 4, 9], [0, 2, 3]])
     gain = torch.tensor([[1.5, 2, 0.5], [1, 3, 2]], dtype=torch.float64)
     if form == "select":
-        assert torch.autograd.gradcheck(lambda x, g: Allocation.select(index, N, gain=g).apply(x), (x, gain.requires_grad_()))
+        assert torch.autograd.gradcheck(
+            lambda x, g: Allocation.select(index, N, gain=g).apply(x), (x, gain.requires_grad_())
+        )
     elif form == "merge":
-        assert torch.autograd.gradcheck(lambda x, w: Allocation.merge(group, K, w).apply(x), (x, weight.requires_grad_()))
+        assert torch.autograd.gradcheck(
+            lambda x, w: Allocation.merge(group, K, w).apply(x), (x, weight.requires_grad_())
+        )
     else:
         mixed = lambda x, s: Allocation.mix(s.softmax(dim=2)).apply(x)  # noqa: E731
         assert torch.autograd.gradcheck(mixed, (x, scores.requires_grad_()))
@@ -127,7 +131,9 @@ def test_float_types(form: str, dtype: torch.dtype):
     x = torch.randn(B, N, D, generator=generator).to(dtype).requires_grad_()
     y = a.apply(x)
     assert y.dtype == dtype
-    torch.testing.assert_close(y.float(), a.matrix() @ x.detach().float(), rtol=3e-2 if dtype.itemsize == 2 else 1e-5, atol=2e-2)
+    torch.testing.assert_close(
+        y.float(), a.matrix() @ x.detach().float(), rtol=3e-2 if dtype.itemsize == 2 else 1e-5, atol=2e-2
+    )
     y.sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad.float(), a.spent()[..., None].expand_as(x), rtol=2e-2, atol=2e-2)

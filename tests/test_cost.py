@@ -17,7 +17,9 @@ def counted(model: LanguageModel, tokens: int) -> int:
         x = torch.empty(1, tokens, d, device="meta")
         for _ in range(model.layers):
             q = linear(x, model.heads * head).view(1, tokens, model.heads, head).transpose(1, 2)
-            k, v = (linear(x, model.kv_heads * head).view(1, tokens, model.kv_heads, head).transpose(1, 2) for _ in "kv")
+            k, v = (
+                linear(x, model.kv_heads * head).view(1, tokens, model.kv_heads, head).transpose(1, 2) for _ in "kv"
+            )
             k, v = (t.repeat_interleave(model.heads // model.kv_heads, dim=1) for t in (k, v))
             y = (q @ k.transpose(2, 3)).softmax(dim=-1) @ v
             x = linear(y.transpose(1, 2).reshape(1, tokens, d), d)

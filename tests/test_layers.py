@@ -13,6 +13,7 @@ HOUSE = Path(regard.__file__).parent
 # each room may import from the rooms before it
 ORDER = [
     {"errors"},
+    {"pixels"},
     {"cost", "images", "files"},
     {"tokens"},
     {"reading", "anchors"},
@@ -67,7 +68,9 @@ def test_the_check_can_fail():
 
 
 def loaded_after(code: str) -> set[str]:
-    out = subprocess.run([sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], capture_output=True, text=True
+    )
     assert out.returncode == 0, out.stderr
     return set(out.stdout.split())
 
@@ -79,7 +82,9 @@ def test_import_regard_is_light():
 
 
 def test_help_does_not_import_torch():
-    code = "import sys; sys.argv = ['regard', '--help']\nfrom regard.cli import main\ntry: main()\nexcept SystemExit: pass"
+    code = (
+        "import sys; sys.argv = ['regard', '--help']\nfrom regard.cli import main\ntry: main()\nexcept SystemExit: pass"
+    )
     assert not {"torch", "numpy", "PIL"} & loaded_after(code)
 
 

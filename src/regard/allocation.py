@@ -111,8 +111,8 @@ class Allocation:
         good = ((total - 1).abs() <= slack) | (fixed == 0).all(dim=2)
         if not bool(good.all()) or bool((fixed < 0).any()):
             raise DataError(
-                f"each row of weights must be >= 0 and sum to 1 (or be 0 for padding), got minimum {float(fixed.min()):.4g} "
-                f"and sums {float(total.min()):.4g} to {float(total.max()):.4g}: normalise, and put a scale into gain"
+                "each row of weights must be >= 0 and sum to 1 (or be 0 for padding), "
+                f"got minimum {float(fixed.min()):.4g} and sums {float(total.min()):.4g} to {float(total.max()):.4g}: normalise, and put a scale into gain"
             )
         reading = Mixed(weights)
         if anchor is None:
@@ -120,7 +120,9 @@ class Allocation:
         return cls._ordered(reading, anchor.long(), gain)
 
     @classmethod
-    def identity(cls, batch: int, n: int, mask: Tensor | None = None, device: torch.device | str = "cpu") -> "Allocation":
+    def identity(
+        cls, batch: int, n: int, mask: Tensor | None = None, device: torch.device | str = "cpu"
+    ) -> "Allocation":
         """Keep all n tokens where they are: `apply` returns its argument itself. mask: (B, n) of the tokens."""
         anchor = torch.arange(n, device=mask.device if mask is not None else device).expand(batch, n)
         index = anchor if mask is None else torch.where(mask, anchor, -1)
@@ -216,7 +218,8 @@ class Allocation:
 
     def restore(self, features: Tensor) -> Tensor:
         """Outputs back onto the inputs, (B, K, D) -> (B, N, D): each input gets the mean of the outputs that read it,
-        by how much they do, and 0 where none does."""
+        by how much they do, and 0 where none does.
+        """
         if features.ndim != 3 or features.shape[:2] != self.anchor.shape:
             raise ShapeError(f"features must have shape {(*self.anchor.shape, 'D')}, got {tuple(features.shape)}")
         spent = self.spent()[..., None].to(features.dtype)
@@ -275,7 +278,8 @@ def _normalised(group: Tensor, n_out: int, weight: Tensor | None) -> Tensor:
     if weight is None:
         weight = torch.ones(group.shape, device=group.device)
     elif weight.shape != group.shape or not weight.is_floating_point():
-        raise ShapeError(f"weight must be floats of shape {tuple(group.shape)}, got {weight.dtype} {tuple(weight.shape)}")
+        got = f"{weight.dtype} {tuple(weight.shape)}"
+        raise ShapeError(f"weight must be floats of shape {tuple(group.shape)}, got {got}")
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(~member, 0)
     slot = group.clamp(min=0)
     total = torch.zeros(len(group), n_out, dtype=weight.dtype, device=group.device).scatter_add(1, slot, weight)
@@ -331,7 +335,8 @@ class TilePlan:
     def __post_init__(self) -> None:
         if self.boxes.ndim != 3 or self.boxes.shape[2] != 4 or self.counts.shape != self.boxes.shape[:2]:
             raise ShapeError(
-                f"boxes must be (B, R, 4) and counts (B, R), got {tuple(self.boxes.shape)} and {tuple(self.counts.shape)}"
+                "boxes must be (B, R, 4) and counts (B, R), "
+                f"got {tuple(self.boxes.shape)} and {tuple(self.counts.shape)}"
             )
         if bool((self.counts < 0).any()):
             raise ShapeError(f"counts must be >= 0, got {int(self.counts.min())}")

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from regard import __version__
-from regard.errors import BudgetError, RegardError
+from regard.errors import BudgetError, DataError, RegardError
 
 if TYPE_CHECKING:
     from regard.record import Record
@@ -64,7 +64,7 @@ def list_names(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.
 def look(
     image: Annotated[str, typer.Argument(help="A photo: PNG, JPEG, WebP, GIF, TIFF or BMP.", show_default=False)],
     questions: Annotated[
-        list[str], typer.Argument(metavar="QUESTION...", help="One question or several, in English.", show_default=False)
+        list[str], typer.Argument(metavar="QUESTION...", help="In English, one or several.", show_default=False)
     ],
     budget: Annotated[int | None, typer.Option(help="Tokens to keep.", show_default=False)] = None,
     keep: Annotated[float | None, typer.Option(help="Fraction of the tokens to keep.", show_default="0.1")] = None,
@@ -85,7 +85,7 @@ def look(
     names = None if allocator is None else [name.strip() for name in allocator.split(",") if name.strip()]
     _check_usage(questions, names)
     _check_writable(out)
-    with _progress(quiet) as stage:
+    with _Progress(quiet) as stage:
         record = look_at(image, questions, budget=budget, keep=keep, allocators=names, seed=seed, progress=stage)
         stage("draw")
         written = write(record, out)
@@ -131,7 +131,8 @@ def _check_usage(questions: list[str], names: list[str] | None) -> None:
         raise _UsageError("the question is empty: ask in words, such as 'where is the cat?'")
     unknown = [name for name in names or () if name not in catalogue()]
     if unknown or names == []:
-        raise _UsageError(f"no allocator is named {', '.join(unknown) or '(nothing)'}: there are {', '.join(catalogue())}")
+        wrong = ", ".join(map(repr, unknown)) or "''"
+        raise _UsageError(f"no allocator is named {wrong}: the names are {', '.join(catalogue())}")
 
 
 def _check_writable(folder: Path) -> None:
@@ -140,10 +141,10 @@ def _check_writable(folder: Path) -> None:
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK):
-        raise RegardError(f"cannot write to {str(folder)!r}: {str(place)!r} is no folder that you may write in: --out DIR")
+        raise DataError(f"cannot write to {str(folder)!r}: you may not write in {str(place)!r}: choose another --out")
 
 
-class _progress:
+class _Progress:
     """A line on stderr that names the stage at work, for people only."""
 
     def __init__(self, quiet: bool) -> None:

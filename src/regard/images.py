@@ -9,23 +9,21 @@ import io
 import os
 import re
 import stat
-import struct
-import sys
 import threading
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
 
-import numpy as np
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from regard.errors import ImageError
+from regard.pixels import BROKEN, one_line, upright_rgb
 
 Source = str | os.PathLike | bytes | Image.Image
 
+MAX_PAGES = 1000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
@@ -33,19 +31,9 @@ _ADDRESS = re.compile(r"\s*(data:|file:|[a-z][a-z0-9+.-]+:/)", re.IGNORECASE)
 _HEIF = re.compile(b"hei[cxms]|hev[cx]|m[is]f1")
 
 # What Pillow lets through when content is damaged, and what only its decoders or its colour engine do.
-_BROKEN = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
-_DAMAGE = (*_BROKEN, AttributeError, AssertionError, MemoryError, RuntimeError, zlib.error)
-_BAD_PROFILE = (*_BROKEN, AttributeError, ImportError, ImageCms.PyCMSError)
+_DAMAGE = (*BROKEN, AttributeError, AssertionError, MemoryError, RuntimeError, zlib.error)
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def load_image(
@@ -85,8 +73,8 @@ def load_image_with_notes(
             several = image is not source and _note_frames(data, notes)
             found, due = _load(image, notes)
             # A file of several frames stays open behind its image; a caller's image stays the caller's.
-            image = _to_upright_rgb(image.copy() if several or image is source else image, name, due, notes)
-            notes.extend([f"rotated by its EXIF orientation ({found})"] if found in _TURNS else [])
+            image = upright_rgb(image.copy() if several or image is source else image, name, due, notes)
+            notes.extend([f"rotated by its EXIF orientation ({found})"] if 2 <= found <= 8 else [])
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -97,41 +85,14 @@ def load_image_with_notes(
     return image, tuple(notes)
 
 
-def one_line(text: str, width: int = 240) -> str:
-    """A name or reason from outside, safe to show on one line: escaped if it has anything unprintable, cut if long."""
-    shown = text if text.isprintable() else repr(text)
-    return shown if len(shown) <= width else f"{shown[: width - 43]}...{shown[-40:]}"
-
-
-class _OneThread:
-    """Stands where a warning filter keeps its module pattern: fits Pillow's modules, on the thread that made it."""
-
-    def __init__(self) -> None:
-        self.ident: int | None = threading.get_ident()
-
-    def match(self, module: str) -> bool:
-        return threading.get_ident() == self.ident and module.startswith("PIL")
-
-
 @contextmanager
 def _pillow_quiet() -> Iterator[None]:
-    """No warnings from Pillow on this thread: what matters in them becomes a note or a refusal."""
-    if getattr(sys.flags, "context_aware_warnings", False):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")
-            yield
-        return
-    # catch_warnings would swap the filters of every thread; this entry is inert on any other, and when done.
-    thread = _OneThread()
-    entry = ("ignore", None, Warning, thread, 0)
-    filters = cast(list[Any], warnings.filters)
-    filters.insert(0, entry)
-    try:
+    """No warnings from Pillow: what matters in them becomes a note or a refusal. One load at a time, as the filters
+    belong to the whole process.
+    """
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
         yield
-    finally:
-        thread.ident = None
-        with suppress(ValueError):
-            filters.remove(entry)
 
 
 def _content(source: object, name: str, max_bytes: int) -> bytes:
@@ -154,8 +115,8 @@ def _read(path: str, name: str, max_bytes: int) -> tuple[bytes, int]:
     """The file's content, at most one byte over the limit, and its size."""
     if _ADDRESS.match(path):
         raise ImageError(f"{name}: is an address: download it first")
-    if not path:
-        raise ImageError(f"{name}: is an empty path: name a file")
+    if not path or "\0" in path:
+        raise ImageError(f"{name}: is not a path: name a file")
     try:
         status = Path(path).stat()
         if stat.S_ISDIR(status.st_mode):
@@ -205,7 +166,7 @@ def _what_it_is(data: bytes) -> str:
         return "is SVG, a drawing without pixels: rasterise it to PNG first"
     if head.startswith(b"%PDF-"):
         return "is a PDF, not a picture: export the page as PNG first"
-    if head.startswith(_MAGIC) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP"):
+    if head.startswith(_MAGIC):
         return "is damaged or cut short (its header cannot be read): save or download it again"
     return "is not an image regard reads (PNG, JPEG, WebP, GIF, TIFF, BMP): convert it to PNG first"
 
@@ -227,12 +188,23 @@ def _note_frames(data: bytes, notes: list[str]) -> bool:
     # Counted on a second handle: a damaged later frame must not disturb the first.
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as probe:
-            count = getattr(probe, "n_frames", 1)
+            count = _count_pages(probe) if probe.format == "TIFF" else getattr(probe, "n_frames", 1)
     except _DAMAGE:
         notes.append("first frame: a later one is damaged")
         return True
-    notes.extend([f"first of {count} frames"] if count > 1 else [])
+    many = f"more than {MAX_PAGES}" if count > MAX_PAGES and probe.format == "TIFF" else count
+    notes.extend([f"first of {many} frames"] if count > 1 else [])
     return count > 1
+
+
+def _count_pages(image: Image.Image) -> int:
+    # Pillow's own count takes minutes on a TIFF of a hundred thousand pages.
+    count = 1
+    with suppress(EOFError):
+        while count <= MAX_PAGES:
+            image.seek(count)
+            count += 1
+    return count
 
 
 def _load(image: Image.Image, notes: list[str]) -> tuple[int, int]:
@@ -250,78 +222,4 @@ def _orientation(image: Image.Image, notes: list[str]) -> int:
     except _DAMAGE:
         notes.append("EXIF unreadable: orientation not applied")
         return 1
-    return value if isinstance(value, int) and value in _TURNS else 1
-
-
-def _to_upright_rgb(image: Image.Image, name: str, orientation: int, notes: list[str]) -> Image.Image:
-    """From a loaded image of our own, in any mode; without metadata."""
-    profile = image.info.get("icc_profile")
-    image = _to_eight_bits(image, name, notes)
-    if image.has_transparency_data:
-        image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
-    elif image.mode not in ("RGB", "CMYK"):
-        image = image.convert("RGB")
-    if profile:
-        image = _to_srgb(image, profile, notes)
-    if image.mode == "CMYK":
-        image = image.convert("RGB")
-        notes.append("CMYK without a usable profile: converted to RGB, colours approximate")
-    if image.mode == "RGBA":
-        image = _on_white(image, notes)
-    if orientation in _TURNS:
-        image = image.transpose(_TURNS[orientation])
-    image.info = {}
-    return image
-
-
-def _to_eight_bits(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
-    """A range that says what it is (0 to 1, 255 or 65535) keeps its scale, so pictures compare; others are stretched.
-
-    So 65535 is white, and 12-bit content in a 16-bit file stays dark.
-    """
-    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
-        return image
-    stored = np.asarray(image)
-    if not np.isfinite(stored).all():
-        raise ImageError(f"{name}: has pixels that are not finite (nan or inf): replace them first")
-    values = stored.astype(np.float64)
-    low, high = float(values.min()), float(values.max())
-    tops = {"I": (255, 65535), "F": (1,)}.get(image.mode, (65535,))
-    top = next((top for top in tops if low >= 0 and high <= top), None)
-    kind = {"I": "32-bit", "F": "floating point"}.get(image.mode, "16-bit")
-    depth = {1: kind, 255: f"{kind}, at most 255", 65535: "16-bit"}.get(top or 0, f"{kind}, {low:g} to {high:g}")
-    notes.append(f"{depth}: rescaled to 8")
-    low, span = (0, top) if top else (low, (high - low) or 1)
-    grey = Image.fromarray(np.rint((values - low) / span * 255).astype(np.uint8))
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
-    return grey
-
-
-def _to_srgb(image: Image.Image, data: bytes, notes: list[str]) -> Image.Image:
-    try:
-        profile: Any = ImageCms.getOpenProfile(io.BytesIO(data))
-        label = one_line(ImageCms.getProfileDescription(profile).strip(), 60)
-        fits = profile.profile.xcolor_space.strip() == image.mode.removesuffix("A")
-        if not fits or "srgb" in label.lower():
-            return image
-        mode = "RGB" if image.mode == "CMYK" else image.mode
-        srgb = ImageCms.createProfile("sRGB")
-        converted = cast(Image.Image, ImageCms.profileToProfile(image, profile, srgb, outputMode=mode))
-    except _BAD_PROFILE:
-        notes.append("colour profile unreadable: ignored")
-        return image
-    notes.append(f"{'CMYK' if image.mode == 'CMYK' else f'colour profile {label}'}: converted to sRGB")
-    return converted
-
-
-def _on_white(image: Image.Image, notes: list[str]) -> Image.Image:
-    alpha = image.getchannel("A")
-    colours = image.convert("RGB")
-    if cast(tuple[int, int], alpha.getextrema())[0] == 255:
-        return colours
-    notes.append("transparent: placed on white")
-    white = Image.new("RGB", image.size, "white")
-    white.paste(colours, mask=alpha)
-    return white
+    return value if isinstance(value, int) else 1

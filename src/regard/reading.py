@@ -98,7 +98,7 @@ class Selected(Reading):
 
 @dataclass(frozen=True, eq=False)
 class Grouped(Reading):
-    """Each input goes to at most one output. group: (B, N), -1 where unread. weight: (B, N), summing to 1 in a group."""
+    """Each input goes to at most one output. group: (B, N), -1 where unread. weight: (B, N), sums to 1 in a group."""
 
     group: Int[Tensor, "b n"]
     weight: Float[Tensor, "b n"]
@@ -125,7 +125,7 @@ class Grouped(Reading):
     @cached_property
     def _bags(self) -> tuple[Int[Tensor, " m"], Int[Tensor, " bk"]]:
         """The read inputs of the whole batch, group by group, and where each group starts."""
-        batch, n = self.group.shape
+        batch = len(self.group)
         bag = self.group + torch.arange(batch, device=self.group.device)[:, None] * self.n_out
         members = (self.group >= 0).flatten().nonzero().squeeze(1)
         members = members[bag.flatten()[members].sort(stable=True).indices]

@@ -71,7 +71,7 @@ class Record:
     """One run: one picture, some questions, some allocators at one budget.
 
     boxes: one (x0, y0, x1, y1) in [0, 1] for each token. relevance: for each question, one value a token.
-    grid: (T, H, W) of the tokens. language_model: whose prefill is counted, with prompt_tokens of text beside the image.
+    grid: (T, H, W) of the tokens. language_model: whose prefill is counted, with prompt_tokens of text.
     seconds: what took how long ("read", "load", "encode"). made: versions, seed and machine.
     """
 

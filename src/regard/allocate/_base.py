@@ -78,9 +78,10 @@ class Allocator(ABC):
     def _check_needs(self, tokens: VisualTokens, question: Question | None) -> None:
         missing = missing_needs(self.needs, tokens, question)
         if missing:
-            raise DataError(f"{self.name} needs {', '.join(missing)}: choose an eye that gives it, or another allocator")
+            raise DataError(f"{self.name} needs {', '.join(missing)}: take an eye that gives it, or another allocator")
         if question is not None and len(question.features) != len(tokens.features):
-            raise ShapeError(f"{len(question.features)} questions for {len(tokens.features)} images: one each is needed")
+            asked, seen = len(question.features), len(tokens.features)
+            raise ShapeError(f"{asked} questions for {seen} images: one each is needed")
 
     def check_finite(self, what: str, values: Tensor, valid: Tensor) -> None:
         """Raise DataError where what the allocator scores by is inf or NaN at a valid token. values: (B, N, ...)."""

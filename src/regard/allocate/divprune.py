@@ -22,11 +22,15 @@ class DivPrune(Allocator):
         valid = tokens.valid
         self.check_finite("features", tokens.features, valid)
         x = tokens.features.to(torch.promote_types(tokens.features.dtype, torch.float32))
-        x = F.normalize(x.masked_fill(~valid[..., None], 0), dim=2)
+        if tokens.mask is not None:
+            x = x.masked_fill(~valid[..., None], 0)
+        x = F.normalize(x, dim=2)
         similarity = x @ x.transpose(1, 2)  # (B, N, N): the first token needs every pair
-        image = torch.arange(len(x), device=x.device)
         similarity.diagonal(dim1=1, dim2=2).fill_(-2)
-        nearest = similarity.masked_fill_(~valid[:, None], -2).amax(dim=2).masked_fill(~valid, torch.inf)
+        if tokens.mask is not None:
+            similarity.masked_fill_(~valid[:, None], -2)
+        image = torch.arange(len(x), device=x.device)
+        nearest = similarity.amax(dim=2).masked_fill(~valid, torch.inf)
         kept = torch.empty(len(x), budget, dtype=torch.long, device=x.device)
         kept[:, 0] = nearest.argmin(dim=1)
         nearest = torch.full_like(nearest, -2).masked_fill(~valid, torch.inf)

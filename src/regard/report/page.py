@@ -132,7 +132,8 @@ def _note(look: Look, moved: float | None) -> str:
     note = f"{look.tokens_in} → {look.tokens_out} tokens" + (f" (by layer {', '.join(layers)})" if layers else "")
     if moved is None:
         return note
-    return f"{note}; {moved:.0%} of them move with the question" if moved >= 0.005 else f"{note}; blind to the question"
+    share = f"{100 * moved:.0f} % of them move with the question"
+    return f"{note}; {share if moved >= 0.005 else 'blind to the question'}"
 
 
 def _cells(look: Look) -> list[str]:

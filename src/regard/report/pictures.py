@@ -23,17 +23,25 @@ def preview(record: Record) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(record.picture.preview))).convert("RGB")
 
 
-def heat_map(record: Record, look: Look, opacity: float = 0.62) -> Image.Image:
-    """The photo with the tokens spent on each patch, from none (dark) to the most in this picture (bright)."""
+def heat_map(record: Record, look: Look) -> Image.Image:
+    """The photo where the most tokens are spent, dark and grey where none are, in between by share."""
     spent = look.allocation.spent()[0].numpy()
-    return _overlaid(record, spent / max(spent.max(), 1e-12), opacity)
+    photo = preview(record)
+    level = _painted(record, spent / max(spent.max(), 1e-12), photo.size)
+    dark = np.asarray(photo.convert("L").convert("RGB")) * 0.3
+    return Image.fromarray((dark + (np.asarray(photo) - dark) * level[..., None]).round().astype(np.uint8))
 
 
 def relevance_map(record: Record, question: int, opacity: float = 0.62) -> Image.Image:
-    """The photo with the eye's own relevance to one question, from the lowest (dark) to the highest (bright)."""
+    """The photo under the eye's own relevance to one question, from the lowest (dark) to the highest (bright)."""
     relevance = np.array(record.relevance[question])
     low, high = relevance.min(), relevance.max()
-    return _overlaid(record, (relevance - low) / max(high - low, 1e-12), opacity)
+    photo = preview(record)
+    position = _painted(record, (relevance - low) / max(high - low, 1e-12), photo.size) * (len(_VIRIDIS) - 1)
+    step = np.floor(position).astype(int).clip(0, len(_VIRIDIS) - 2)
+    colour = _VIRIDIS[step] + (_VIRIDIS[step + 1] - _VIRIDIS[step]) * (position - step)[..., None]
+    grey = np.asarray(photo.convert("L").convert("RGB"))
+    return Image.fromarray((grey * (1 - opacity) + colour * opacity).round().astype(np.uint8))
 
 
 def sheet(record: Record, allocators: list[str] | None = None, width: int = 1500) -> Image.Image:
@@ -47,11 +55,11 @@ def sheet(record: Record, allocators: list[str] | None = None, width: int = 1500
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(15)
     for row, question in enumerate(record.questions):
         y = gap + row * (h + 2 * text + gap)
-        draw.text((gap, y), f"“{question}”", "black", font)
+        draw.text((gap, y), f"“{question}”  and the share of the tokens on the quarter nearest to it", "black", font)
         cells = [("the photo", photo), ("relevance", relevance_map(record, row))]
         for look in record.looks:
             if look.question == row and look.allocator in names:
-                title = f"{look.allocator}: {look.nearest_quarter:.0%} on the nearest quarter"
+                title = f"{look.allocator}, {look.nearest_quarter:.0%}"
                 cells.append((title, heat_map(record, look)))
         for column, (title, picture) in enumerate(cells):
             x = gap + column * (w + gap)
@@ -65,19 +73,6 @@ def png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return file.getvalue()
-
-
-def _overlaid(record: Record, heat: np.ndarray, opacity: float) -> Image.Image:
-    """Blend each patch's colour over a grey copy of the photo. heat: (N,) in [0, 1]."""
-    photo = preview(record)
-    level = _painted(record, heat, photo.size)[..., None]
-    position = level * (len(_VIRIDIS) - 1)
-    low = np.floor(position[..., 0]).astype(int).clip(0, len(_VIRIDIS) - 2)
-    colour = _VIRIDIS[low] + (_VIRIDIS[low + 1] - _VIRIDIS[low]) * (position - low[..., None])
-    grey = np.asarray(photo.convert("L").convert("RGB"), dtype=np.float64)
-    mixed = grey * (1 - opacity) + colour * opacity
-    lit = np.asarray(photo, dtype=np.float64) * 0.55 + mixed * 0.45
-    return Image.fromarray((mixed * (1 - level) + lit * level).round().astype(np.uint8))
 
 
 def _painted(record: Record, heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:

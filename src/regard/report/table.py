@@ -1,5 +1,6 @@
 """The table of a Record: what each allocator kept, how long it took, where it looked and what the prefill costs."""
 
+from rich.markup import escape
 from rich.table import Table
 
 from regard.record import Record
@@ -7,7 +8,7 @@ from regard.record import Record
 
 def table(record: Record) -> Table:
     """One row for each question and allocator."""
-    grid = Table(title=_title(record), title_justify="left", header_style="bold")
+    grid = Table(title=escape(_title(record)), title_justify="left", header_style="bold")
     if len(record.questions) > 1:
         grid.add_column("question", overflow="fold")
     grid.add_column("allocator", no_wrap=True)
@@ -22,11 +23,11 @@ def table(record: Record) -> Table:
             f"{look.macs_before / 1e9:,.0f} → {look.macs_after / 1e9:,.0f}",
         ]
         if len(record.questions) > 1:
-            cells.insert(0, record.questions[look.question])
+            cells.insert(0, escape(record.questions[look.question]))
         last = look is record.looks[-1] or record.looks[record.looks.index(look) + 1].question != look.question
         grid.add_row(*cells, end_section=last)
     grid.caption = (
-        "on nearest quarter: share of the kept tokens on the quarter of the image nearest to the question (blind: 25%). "
+        "on nearest quarter: share of the kept tokens on the quarter of the image nearest to the question, blind 25%. "
         f"prefill: {record.language_model} with {record.prompt_tokens} text tokens, by formula."
     )
     return grid

@@ -1,0 +1,50 @@
+"""The README's figures, generated from `results/`: `python -m regard.bench.readme` writes them, `--check` compares."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from regard.errors import DataError
+from regard.files import write_whole
+
+_BLOCK = re.compile(r"(<!-- figures: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def generated(text: str, results: Path) -> str:
+    """The text with each block `<!-- figures: NAME --> ... <!-- end -->` filled from results/NAME.json."""
+
+    def block(found: re.Match[str]) -> str:
+        file = results / f"{found[2]}.json"
+        if not file.exists():
+            raise DataError(f"the README shows figures of {str(file)!r}, which does not exist: run `make bench`")
+        return found[1] + _figures(json.loads(file.read_text())) + found[3]
+
+    return _BLOCK.sub(block, text)
+
+
+def _figures(data: dict) -> str:
+    lines = ["| what | figure | target | met |", "|---|---:|---:|---|"]
+    for row in sorted(data["rows"], key=lambda row: row["met"] is not False):  # misses first
+        met = {None: "", True: "yes", False: "**no**"}[row["met"]]
+        figure = f"{row['value']:.3g}" if row["unit"] == "ratio" else f"{row['value']:.3g} {row['unit']}"
+        lines.append(f"| {row['name']} | {figure} | {row['target'].replace('<=', '≤').replace('>=', '≥')} | {met} |")
+    seed = "" if data["seed"] is None else f", seed {data['seed']}"
+    lines.append("")
+    lines.append(f"`{data['command']}`{seed}, {data['date']}, on {data['machine']}, torch {data['versions']['torch']}.")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Fill README.md, or with --check fail where it differs from what the results say."""
+    readme = Path("README.md")
+    text = readme.read_text()
+    fresh = generated(text, Path("results"))
+    if "--check" in sys.argv and fresh != text:
+        raise SystemExit("README.md differs from results/: run python -m regard.bench.readme")
+    if "--check" not in sys.argv:
+        write_whole(readme, fresh)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Tasks with a known answer: where in the picture a question's object is."""
