@@ -212,6 +212,7 @@ def test_apply_reads_everything_that_belongs_to_the_tokens():
     torch.testing.assert_close(out.aligned, matrix @ tokens.aligned)
     torch.testing.assert_close(out.keys, matrix @ tokens.keys)
     torch.testing.assert_close(out.scores["attention"], (matrix @ tokens.scores["attention"][..., None])[..., 0])
+    assert out.segment is not None
     assert torch.equal(out.segment, a.anchor)
     assert out.grid is None
 

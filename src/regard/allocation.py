@@ -112,7 +112,8 @@ class Allocation:
         if not bool(good.all()) or bool((fixed < 0).any()):
             raise DataError(
                 "each row of weights must be >= 0 and sum to 1 (or be 0 for padding), "
-                f"got minimum {float(fixed.min()):.4g} and sums {float(total.min()):.4g} to {float(total.max()):.4g}: normalise, and put a scale into gain"
+                f"got minimum {float(fixed.min()):.4g} and sums {float(total.min()):.4g} to {float(total.max()):.4g}: "
+                "normalise, and put a scale into gain"
             )
         reading = Mixed(weights)
         if anchor is None:

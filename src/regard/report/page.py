@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.allocation import Allocation
+from regard.allocation import Allocation, Mixed
 from regard.record import Look, Record
 
 TIMES = "\u00d7"
@@ -132,8 +132,8 @@ def _note(look: Look, moved: float | None) -> str:
     note = f"{look.tokens_in} → {look.tokens_out} tokens" + (f" (by layer {', '.join(layers)})" if layers else "")
     if moved is None:
         return note
-    share = f"{100 * moved:.0f} % of them move with the question"
-    return f"{note}; {share if moved >= 0.005 else 'blind to the question'}"
+    share = f"{100 * moved:.3g} % of them move with the question"
+    return f"{note}; {share if moved > 0 else 'the same for every question'}"
 
 
 def _cells(look: Look) -> list[str]:
@@ -151,7 +151,7 @@ def _cells(look: Look) -> list[str]:
 
 def _owners(allocation: Allocation, spent: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Of one image: each input's output, how many inputs each output reads, and, in a mix, each input's readers."""
-    if hasattr(allocation.reading, "weights"):
+    if isinstance(allocation.reading, Mixed):
         weights = allocation.matrix()[0]
         read = weights > 0
         owner = torch.where(read.any(dim=0), weights.argmax(dim=0), -1)
