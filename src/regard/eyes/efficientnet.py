@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 (arXiv 1905.11946, without squeeze-and-excitation) for inference at any size, on a CPU.
 
-Ours differs from the published one only in form: batch norms are folded into the convolutions, the classifier is applied
-at every cell of the feature map, and the early layers, which hold nearly all of the memory, go strip by strip.
+Ours differs from the published one only in form: batch norms are folded into the convolutions, the classifier is
+applied at every cell of the feature map, and the early layers, which hold nearly all of the memory, go strip by strip.
 """
 
 from dataclasses import dataclass

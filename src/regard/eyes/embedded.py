@@ -6,6 +6,7 @@ words for each. So the inner product of a token and a question is how much of wh
 ImageNet knows (animals, tools, food, vehicles), and English only; it is no CLIP.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,7 @@ from regard.eyes.minilm import MiniLM
 from regard.tokens import Question, VisualTokens
 
 LONGEST_QUESTION = 200  # words
-_FIRST_LOOK = 0.5  # weight of the image at its own size against twice its size
+_NEAR = 1024  # pixels, the longest side that the near look has, as nearly as a power of two allows
 _TEMPERATURE = 0.05
 # The words of a question that do not say what is asked for.
 _ASKING = frozenset(
@@ -40,12 +41,12 @@ _ASKING = frozenset(
 class EmbeddedEye:
     """Sees a token for every 32 x 32 pixels; hears a question in English.
 
-    longest: a longer side is scaled down to this, in pixels. second_look: also look at twice the size, which finds
-    small things and takes about four times as long.
+    longest: a longer side is scaled down to this, in pixels. pyramid: classify at two or three sizes, not only at the
+    image's own: things of a tenth of the image are found as well as things of half of it.
     """
 
     longest: int = 2048
-    second_look: bool = True
+    pyramid: bool = True
 
     @property
     def name(self) -> str:
@@ -75,12 +76,7 @@ class EmbeddedEye:
             image.thumbnail((self.longest, self.longest), Image.Resampling.LANCZOS, reducing_gap=2.0)
         pixels = _pixels(image)
         features = self._net.features(pixels)
-        logits = self._net.logits(features)
-        if self.second_look:
-            closer = self._net.logits(self._net.features(pixels, scale=2))
-            closer = closer.unflatten(0, (-1, 2)).unflatten(2, (-1, 2)).amax(dim=(1, 3))
-            logits = _FIRST_LOOK * logits + closer
-        aligned = _smooth(logits)
+        aligned = _smooth(self._seen(pixels, self._net.logits(features)))
         aligned = aligned - aligned.mean(dim=(0, 1))
         h, w = features.shape[:2]
         return VisualTokens(
@@ -90,6 +86,27 @@ class EmbeddedEye:
             grid=(1, h, w),
         )
 
+    def _seen(self, pixels: Float[Tensor, "1 3 H W"], own: Float[Tensor, "h w c"]) -> Float[Tensor, "h w c"]:
+        """Logits of a far look (longest side about 512), a near one (about 1024) and, of a larger image, its own."""
+        if not self.pyramid:
+            return own
+        near = min(2.0, 2.0 ** round(math.log2(_NEAR / max(pixels.shape[-2:]))))
+        weights = {near / 2: 0.5, near: 1.0} | ({1.0: 0.5} if near < 1 else {})
+        return torch.stack([w * (own if scale == 1 else self._at(pixels, scale)) for scale, w in weights.items()]).sum(
+            0
+        )
+
+    def _at(self, pixels: Float[Tensor, "1 3 H W"], scale: float) -> Float[Tensor, "h w c"]:
+        """Logits at twice the size, the maximum of each cell's 2 x 2, or at a fraction of it, interpolated."""
+        if scale > 1:
+            closer = self._net.logits(self._net.features(pixels, scale=2))
+            return closer.unflatten(0, (-1, 2)).unflatten(2, (-1, 2)).amax(dim=(1, 3))
+        step, (height, width) = round(1 / scale), pixels.shape[-2:]
+        whole = F.pad(pixels, (0, -width % (STRIDE * step), 0, -height % (STRIDE * step)), mode="replicate")
+        coarse = self._net.logits(self._net.features(F.avg_pool2d(whole, step)))
+        fine = F.interpolate(coarse.permute(2, 0, 1)[None], scale_factor=step, mode="bilinear")
+        return fine[0, :, : height // STRIDE, : width // STRIDE].permute(1, 2, 0)
+
     @torch.no_grad()
     def ask(self, text: str) -> Question:
         """A question as weights over the classes, (1, 1, 1000), that sum to 1.
@@ -98,7 +115,9 @@ class EmbeddedEye:
         """
         words = text.split()
         if len(words) > LONGEST_QUESTION:
-            raise DataError(f"the question has {len(words)} words, the embedded eye hears {LONGEST_QUESTION}: shorten it")
+            raise DataError(
+                f"the question has {len(words)} words, the embedded eye hears {LONGEST_QUESTION}: shorten it"
+            )
         if not re.search("[A-Za-z]", text):
             raise DataError(f"the embedded eye knows English only, the question is {text!r}: ask in English")
         likeness = self._classes @ self._text.embed(_asked_for(text))
