@@ -8,6 +8,7 @@ import sys
 import time
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import skimage.data
@@ -103,7 +104,7 @@ def half(photo: Path) -> bytes:
     return file.getvalue()[: len(file.getvalue()) // 2]
 
 
-BAD_FILES = {
+BAD_FILES: dict[str, tuple[Any, str]] = {
     "none.jpg": (None, "no such file"),
     "folder": ("folder", "is a folder"),
     "empty.png": (b"", "is empty"),

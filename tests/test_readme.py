@@ -1,9 +1,13 @@
 """The README says what the results say."""
 
+import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
+import skimage.data
+from PIL import Image
 
 from regard import DataError
 from regard.bench.readme import generated
@@ -37,3 +41,23 @@ def test_the_tree_in_the_readme_names_real_files():
     assert len(names) > 10
     for name in names:
         assert (ROOT / "src" / "regard" / name).exists(), name
+
+
+def python_blocks(file: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(skimage.data.chelsea()).resize((512, 384)).save("photo.jpg")
+    (code,) = python_blocks("README.md")
+    names: dict = {}
+    exec(code, names)
+    assert names["kept"].features.shape == (1, 128, 1280)
+
+
+def test_the_allocator_of_the_docs_keeps_the_contract(tmp_path: Path, monkeypatch):
+    brightest, contract = python_blocks("docs/allocators.md")
+    (tmp_path / "brightest.py").write_text(brightest + "\n\n" + contract)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("brightest").test_contract()
