@@ -87,6 +87,14 @@ def test_pool_is_average_pooling_where_the_numbers_allow(side: int, k: int):
     torch.testing.assert_close(got.features[:, order], want)
 
 
+def test_pool_prefers_whole_rows_and_columns():
+    tokens = VisualTokens.from_grid(torch.randn(1, 1024, 3), (32, 32))
+    pooled = load("pool").allocate(tokens, None, 128)  # 11.3 bands of 11.3 would be square; 8 of 16 or 16 of 8 fit
+    for area in pooled.matrix()[0].view(128, 32, 32) > 0:
+        rows, columns = area.any(dim=1).sum(), area.any(dim=0).sum()
+        assert area.sum() == rows * columns == 8
+
+
 @pytest.mark.parametrize("k", [7, 36, 64, 100])
 def test_grid_is_evenly_spread(k: int):
     tokens = VisualTokens.from_grid(torch.randn(1, 576, 3), (24, 24))

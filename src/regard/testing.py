@@ -17,6 +17,7 @@ from torch import Tensor
 
 from regard.allocation import Allocation
 from regard.errors import BudgetError, DataError, RegardError
+from regard.reading import Mixed
 from regard.tokens import Question, VisualTokens
 
 
@@ -192,30 +193,38 @@ def batch_neighbours_do_not_matter(case: Case) -> None:
 
 @_rule
 def padding_does_not_matter(case: Case) -> None:
-    """Padded tokens, whatever they hold, change nothing."""
-    tokens, extra = case.tokens, 1 if case.tokens.grid is None else case.tokens.grid[2]
+    """Padded tokens, before or after, whatever they hold, change nothing."""
+    want = case.decide()
+    for before in (False, True):
+        padded, shift = _padded(case.tokens, before)
+        got = case.decide(tokens=padded)
+        got = dataclasses.replace(got, anchor=got.anchor - shift, reading=Mixed(got.matrix()[:, :, shift:]))
+        for image in range(len(want.anchor)):
+            _assert_same(want, image, got, image)
 
-    def pad(x: Tensor | None, value: float) -> Tensor | None:
-        if x is None:
-            return None
+
+def _padded(tokens: VisualTokens, before: bool) -> tuple[VisualTokens, int]:
+    """The tokens with one more row of them that are no tokens, and by how many slots the others moved."""
+    extra = 1 if tokens.grid is None else tokens.grid[2]
+
+    def pad(x: Tensor, value: float) -> Tensor:
         x = x.clone()
         if x.is_floating_point():
             x[~tokens.valid] = value
-        return torch.cat([x, x.new_full((len(x), extra, *x.shape[2:]), value)], dim=1)
+        more = x.new_full((len(x), extra, *x.shape[2:]), value)
+        return torch.cat([more, x] if before else [x, more], dim=1)
 
-    grid = None if tokens.grid is None else (1, tokens.grid[1] + 1, tokens.grid[2])
     padded = VisualTokens(
-        *(pad(x, torch.nan) for x in (tokens.features, tokens.boxes)),  # pyright: ignore[reportArgumentType]
-        mask=torch.cat([tokens.valid, torch.zeros(len(tokens.valid), extra, dtype=torch.bool)], dim=1),
-        aligned=pad(tokens.aligned, torch.nan),
-        keys=pad(tokens.keys, torch.inf),
-        scores={name: score for name in tokens.scores if (score := pad(tokens.scores[name], torch.nan)) is not None},
-        grid=grid,
-        segment=pad(tokens.segment, 0),
+        pad(tokens.features, torch.nan),
+        pad(tokens.boxes, torch.nan),
+        mask=pad(tokens.valid, False),
+        aligned=None if tokens.aligned is None else pad(tokens.aligned, torch.nan),
+        keys=None if tokens.keys is None else pad(tokens.keys, torch.inf),
+        scores={name: pad(score, torch.nan) for name, score in tokens.scores.items()},
+        grid=None if tokens.grid is None else (1, tokens.grid[1] + 1, tokens.grid[2]),
+        segment=None if tokens.segment is None else pad(tokens.segment, 0),
     )
-    got, want = case.decide(tokens=padded), case.decide()
-    for image in range(len(want.anchor)):
-        _assert_same(want, image, got, image)
+    return padded, extra if before else 0
 
 
 @_rule

@@ -29,14 +29,12 @@ class DivPrune(Allocator):
         similarity.diagonal(dim1=1, dim2=2).fill_(-2)
         if tokens.mask is not None:
             similarity.masked_fill_(~valid[:, None], -2)
-        image = torch.arange(len(x), device=x.device)
         nearest = similarity.amax(dim=2).masked_fill(~valid, torch.inf)
-        kept = torch.empty(len(x), budget, dtype=torch.long, device=x.device)
-        kept[:, 0] = nearest.argmin(dim=1)
+        rows, first_row = similarity.flatten(0, 1), torch.arange(len(x), device=x.device) * x.shape[1]
+        kept = [nearest.argmin(dim=1)]
         nearest = torch.full_like(nearest, -2).masked_fill(~valid, torch.inf)
-        for i in range(1, budget):
-            last = kept[:, i - 1]
-            torch.maximum(nearest, similarity[image, last], out=nearest)
-            nearest[image, last] = torch.inf
-            kept[:, i] = nearest.argmin(dim=1)
-        return Allocation.select(kept, x.shape[1])
+        for _ in range(1, budget):
+            torch.maximum(nearest, rows.index_select(0, first_row + kept[-1]), out=nearest)
+            nearest.scatter_(1, kept[-1][:, None], torch.inf)
+            kept.append(nearest.argmin(dim=1))
+        return Allocation.select(torch.stack(kept, dim=1), x.shape[1])
