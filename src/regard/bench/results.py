@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -37,15 +38,24 @@ class Row:
         return self.value <= float(bound) if sign == "<=" else self.value >= float(bound)
 
 
-def publish(name: str, command: str, rows: list[Row], seed: int | None = None, notes: dict | None = None) -> None:
-    """Print the rows as a table and as one line of JSON, and write them to results/NAME.json."""
-    data = {
-        "name": name,
-        "command": command,
+def provenance() -> dict[str, Any]:
+    """What made a figure: asked for before measuring, as the checkout may change meanwhile."""
+    return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": _commit(),
         "machine": _machine(),
         "versions": {"regard": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def publish(
+    name: str, command: str, rows: list[Row], made: dict[str, Any], seed: int | None = None, notes: dict | None = None
+) -> None:
+    """Print the rows as a table and as one line of JSON, and write them to results/NAME.json."""
+    data = {
+        "name": name,
+        "command": command,
+        **made,
         "seed": seed,
         "rows": [asdict(row) | {"met": row.met} for row in rows],
         "notes": notes or {},

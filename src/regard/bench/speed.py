@@ -13,16 +13,17 @@ from PIL import Image
 
 from regard import Allocation, VisualTokens
 from regard.allocate import load
-from regard.bench.results import Row, medians, publish
+from regard.bench.results import Row, medians, provenance, publish
 
 N, K, D = 2880, 576, 3584
 
 
 def main() -> None:
     """Measure everything and write results/speed.json."""
+    made = provenance()
     torch.manual_seed(0)
     rows = [*_start_up(), *_look(), *_divprune(), *_apply()]
-    publish("speed", "python -m regard.bench.speed", rows, seed=0)
+    publish("speed", "python -m regard.bench.speed", rows, made, seed=0)
 
 
 def _run(*line: str) -> None:
