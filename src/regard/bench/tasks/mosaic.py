@@ -21,7 +21,7 @@ from rich.progress import track
 from torch import Tensor
 
 from regard.allocate import load
-from regard.bench.results import Row, medians, publish
+from regard.bench.results import Row, medians, provenance, publish
 from regard.bench.tasks.gcompris import Photo, Photos, photos
 from regard.eyes import Eye
 from regard.eyes.embedded import EmbeddedEye
@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument("--half", choices=("tune", "report"), default="report")
     parser.add_argument("--tasks", type=int, default=1000, help="mosaics and small ones; a tenth as many large ones")
     chosen = parser.parse_args()
+    made = provenance()
     pool = photos(chosen.half, chosen.deb)
     eye, once = EmbeddedEye(), EmbeddedEye(pyramid=False)
     count, few = chosen.tasks, max(1, chosen.tasks // 10)
@@ -164,9 +165,8 @@ def main() -> None:
             notes[label] = note
     rows += _costs(eye, once, pool)
     name = "mosaic" if chosen.half == "report" else "mosaic-tune"
-    publish(
-        name, f"python -m regard.bench.tasks.mosaic --half {chosen.half} --tasks {count}", rows, seed=0, notes=notes
-    )
+    line = f"python -m regard.bench.tasks.mosaic --half {chosen.half} --tasks {count}"
+    publish(name, line, rows, made, seed=0, notes=notes)
 
 
 def _costs(eye: Eye, once: Eye, pool: Photos) -> list[Row]:
