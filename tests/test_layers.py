@@ -29,7 +29,8 @@ ORDER = [
     {"bench"},
     {"looking"},
     {"report"},
-    {"cli", "app", "testing"},
+    {"cli", "app", "contract"},
+    {"testing"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 REPORT_SEES = {"record", "allocation", "tokens", "report"}

