@@ -49,6 +49,26 @@ def test_divprune_with_duplicates_still_keeps_the_budget():
     ]
 
 
+@pytest.mark.parametrize("name", ["top", "divprune"])
+def test_equal_tokens_go_by_slot_whatever_the_batch(name: str):
+    """A flat sky: hundreds of tokens that are the same to the last bit, at sizes where rounding could part them."""
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(3, 729, 768, generator=generator)
+    features[:, 300:] = features[:, 300:301]
+    tokens, question = VisualTokens(features, torch.rand(3, 729, 4)), Question(features[:, 300:301] * 0.5)
+    whole = load(name).allocate(tokens, question, 72).anchor
+    for image in range(3):
+        one = torch.tensor([image])
+        assert load(name).allocate(tokens.images(one), question.images(one), 72).anchor[0].equal(whole[image])
+    if name == "top":
+        assert whole.tolist() == [list(range(300, 372))] * 3
+
+
+def test_divprune_takes_features_that_are_being_trained():
+    tokens = VisualTokens(torch.randn(1, 12, 4, requires_grad=True), torch.rand(1, 12, 4))
+    assert load("divprune").allocate(tokens, None, 3).apply(tokens).features.requires_grad
+
+
 def test_top_keeps_the_most_relevant_and_breaks_ties_by_slot():
     features = torch.tensor([[[1.0], [5.0], [3.0], [5.0], [3.0], [3.0]]])
     tokens = VisualTokens(features, torch.rand(1, 6, 4))
@@ -85,6 +105,15 @@ def test_pool_is_average_pooling_where_the_numbers_allow(side: int, k: int):
     want = torch.nn.functional.adaptive_avg_pool2d(image, out).flatten(2).transpose(1, 2)
     order = (got.boxes[0, :, 1] * 1e3 + got.boxes[0, :, 0]).argsort()
     torch.testing.assert_close(got.features[:, order], want)
+
+
+@pytest.mark.parametrize(("frames", "k"), [(2, 6), (8, 24), (3, 2), (5, 7)])
+def test_pool_keeps_frames_apart_where_the_budget_allows(frames: int, k: int):
+    mask = torch.ones(1, frames * 12, dtype=torch.bool)
+    mask[0, :2] = False
+    tokens = VisualTokens(torch.randn(1, frames * 12, 3), torch.rand(1, frames * 12, 4), mask=mask, grid=(frames, 3, 4))
+    seen = (load("pool").allocate(tokens, None, k).matrix()[0] > 0).view(k, frames, 12).any(dim=2).sum(dim=1)
+    assert (seen == 1).all() == (k >= frames)
 
 
 def test_pool_prefers_whole_rows_and_columns():

@@ -191,7 +191,52 @@ def test_identity_returns_what_it_is_given():
     assert torch.equal(a.matrix(), torch.eye(12).expand(B, 12, 12))
     mask = torch.tensor([[True] * 12, [True] * 7 + [False] * 5])
     assert Allocation.identity(B, 12, mask).matrix().sum(dim=2).tolist() == mask.float().tolist()
-    assert not dataclasses.replace(a, gain=torch.full((B, 12), 2.0)).is_identity
+    assert a.then(a).apply(tokens) is tokens
+    doubled = dataclasses.replace(a, gain=torch.full((B, 12), 2.0))
+    assert torch.equal(doubled.apply(tokens.features), 2 * tokens.features)
+
+
+def test_a_ragged_selection_of_all_slots_is_no_identity():
+    a = Allocation.select(torch.tensor([[0, 1, 2], [0, 1, -1]]), 3)
+    x = torch.ones(2, 3, 1)
+    assert a.apply(x).tolist() == [[[1], [1], [1]], [[1], [1], [0]]]
+    assert Allocation.from_dict(a.to_dict()).apply(x)[1, 2] == 0
+
+
+def test_a_member_without_weight_is_not_read():
+    a = Allocation.merge(torch.tensor([[0, 0, 0]]), 1, torch.tensor([[1.0, 0.0, 1.0]]))
+    assert a.anchor.tolist() == [[0]]
+    assert a.apply(torch.tensor([[[1.0], [torch.nan], [3.0]]])).tolist() == [[[2.0]]]
+
+
+def test_members_as_near_as_each_other_go_to_the_lower_slot():
+    for size in (6, 10, 12):
+        a = Allocation.merge((torch.arange(400 * size) // size)[None], 400)
+        assert a.anchor[0].tolist() == [size * k + size // 2 - 1 for k in range(400)]
+
+
+def test_half_precision_weights_are_brought_to_sums_of_one():
+    weights = torch.full((1, 1, 2880), 1 / 2880, dtype=torch.bfloat16)
+    torch.testing.assert_close(Allocation.mix(weights).apply(torch.ones(1, 2880, 1)), torch.ones(1, 1, 1))
+    with pytest.raises(DataError, match="normalise"):
+        Allocation.mix(weights * 1.35)
+
+
+def test_reading_padding_gives_padding():
+    a = Allocation.select(torch.tensor([[0, 1], [0, -1]]), 3)
+    both = a.then(Allocation.select(torch.tensor([[0, 1], [0, 1]]), 2))
+    assert both.valid.tolist() == [[True, True], [True, False]]
+
+
+def test_padding_cannot_leak_into_what_is_restored():
+    weights = torch.tensor([[[0.5, 0.5, 0], [0, 0, 0]]])
+    y = torch.tensor([[[2.0], [torch.nan]]])
+    assert Allocation.mix(weights).restore(y).tolist() == [[[2.0], [2.0], [0.0]]]
+
+
+def test_many_rows_that_want_the_same_slots_all_find_one():
+    a = Allocation.mix(torch.full((1, 97, 211), 1 / 211))
+    assert a.anchor.tolist() == [list(range(97))]
 
 
 def test_apply_reads_everything_that_belongs_to_the_tokens():
@@ -229,7 +274,22 @@ def test_json_there_and_back(form: str, gain: bool):
     assert a.gain is None or torch.equal(a.gain, b.gain)  # pyright: ignore[reportArgumentType]
 
 
-def test_json_that_is_no_allocation():
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "other"},
+        {"index": [[1, 99]]},
+        {"index": [[1], [1, 2]]},
+        {"anchor": [[1, 9]]},
+        {"n_out": 3},
+        {"n_in": "x"},
+    ],
+)
+def test_json_that_is_no_allocation(change: dict):
+    data = Allocation.select(torch.tensor([[1, 3]]), 5).to_dict()
+    assert Allocation.from_dict(data).anchor.tolist() == [[1, 3]]
+    with pytest.raises(DataError, match="not an allocation"):
+        Allocation.from_dict(data | change)
     with pytest.raises(DataError, match="not an allocation"):
         Allocation.from_dict({"kind": "select"})
 
@@ -255,6 +315,10 @@ MISTAKES = {
     "the later allocation reads 4 tokens, this one gives 5": lambda: Allocation.identity(1, 5).then(
         Allocation.identity(1, 4)
     ),
+    "gain must be finite and over 0": lambda: Allocation.select(torch.tensor([[1]]), 5, gain=torch.zeros(1, 1)),
+    r"anchor must be slots in \[0, 2\)": lambda: Allocation.mix(torch.ones(1, 1, 2) / 2, anchor=torch.tensor([[7]])),
+    "boxes must be finite and of shape": lambda: Allocation.merge(GROUP, 1, boxes=torch.ones(1, 3, 4)),
+    "got 0 to 200": lambda: Allocation.select(torch.tensor([[0, 200]], dtype=torch.uint8), 5),
     "features must have shape": lambda: Allocation.identity(1, 5).restore(torch.ones(1, 6, 3)),
     "boxes must be": lambda: TilePlan(torch.ones(1, 2, 3), torch.ones(1, 2, dtype=torch.long)),
     "counts must be >= 0": lambda: TilePlan(torch.ones(1, 2, 4), torch.tensor([[64, -1]])),

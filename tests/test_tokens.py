@@ -54,6 +54,7 @@ MISTAKES = {
     r"features must have shape \(any, 8, any\)": lambda: VisualTokens.from_grid(X, (2, 4)),
     r"grid must be \(h, w\)": lambda: VisualTokens.from_grid(X, (1, 2, 3)),
     "question mask must have shape": lambda: Question(X, torch.ones(2, 5, dtype=torch.bool)),
+    "with a real token in each question": lambda: Question(X, torch.zeros(2, 6, dtype=torch.bool)),
     "the question has 4 dimensions and the tokens' features 5": lambda: VisualTokens(X, BOXES).relevance(
         Question(torch.ones(2, 1, 4))
     ),

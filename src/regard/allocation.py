@@ -5,7 +5,6 @@ Deciding (an allocator) is separate from applying (here): selecting gathers, mer
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -25,13 +24,15 @@ class Allocation:
     """A reading of N input tokens by K output tokens, ordered by anchor. Made by `select`, `merge`, `mix`, `identity`.
 
     anchor: (B, K), the input slot each output stands at (0 where padded). mask: (B, K), True = real; None: all are.
-    gain: (B, K), by how much to multiply a row where a published rule adds instead of averaging; None: by nothing.
+    gain: (B, K) > 0, by how much to multiply a row where a published rule adds instead of averaging; None: by nothing.
+    is_identity: every input is kept in its own place, padding included, and `apply` returns its argument itself.
     """
 
     reading: Reading
     anchor: Int[Tensor, "b k"]
     gain: Float[Tensor, "b k"] | None = None
     mask: Bool[Tensor, "b k"] | None = None
+    is_identity: bool = False
 
     @classmethod
     def _ordered(cls, reading: Reading, anchor: Tensor, gain: Tensor | None) -> "Allocation":
@@ -39,6 +40,8 @@ class Allocation:
         rows = reading.rows
         if gain is not None and gain.shape != anchor.shape:
             raise ShapeError(f"gain must have shape (B, K) = {tuple(anchor.shape)}, got {tuple(gain.shape)}")
+        if gain is not None and not bool(((gain > 0) & gain.isfinite())[rows].all()):
+            raise DataError("gain must be finite and over 0 wherever a row is real")
         order = torch.where(rows, anchor, reading.n_in).argsort(dim=1, stable=True)
         rows = rows.gather(1, order)
         anchor = anchor.gather(1, order).masked_fill(~rows, 0)
@@ -61,9 +64,9 @@ class Allocation:
         """
         if index.ndim != 2 or index.is_floating_point() or index.dtype == torch.bool:
             raise ShapeError(f"index must be whole numbers of shape (B, K), got {index.dtype} {tuple(index.shape)}")
+        index = index.long()
         if bool(((index < -1) | (index >= n_in)).any()):
             raise ShapeError(f"index must lie in [-1, {n_in}), got {int(index.min())} to {int(index.max())}")
-        index = index.long()
         return cls._ordered(Selected(index, n_in), index, gain)
 
     @classmethod
@@ -85,12 +88,15 @@ class Allocation:
         """
         if group.ndim != 2 or group.is_floating_point() or group.dtype == torch.bool:
             raise ShapeError(f"group must be whole numbers of shape (B, N), got {group.dtype} {tuple(group.shape)}")
+        group = group.long()
         if bool(((group < -1) | (group >= n_out)).any()):
             raise ShapeError(f"group must lie in [-1, {n_out}), got {int(group.min())} to {int(group.max())}")
-        group = group.long()
         weight = normalised(group, n_out, weight)
+        group = torch.where(weight.detach() > 0, group, -1)  # what has no weight is not read
         if boxes is None:
             places = torch.arange(group.shape[1], device=group.device, dtype=torch.float64).expand_as(group)[..., None]
+        elif boxes.shape != (*group.shape, 4) or not bool(boxes[group >= 0].isfinite().all()):
+            raise ShapeError(f"boxes must be finite and of shape {(*group.shape, 4)}, got {tuple(boxes.shape)}")
         else:
             places = (boxes[..., :2] + boxes[..., 2:]).double() / 2
         reading = Grouped(group, weight, n_out)
@@ -98,36 +104,43 @@ class Allocation:
 
     @classmethod
     def mix(cls, weights: Tensor, *, anchor: Tensor | None = None, gain: Tensor | None = None) -> "Allocation":
-        """Any row-stochastic reading. weights: (B, K, N) >= 0 with rows that sum to 1, or to 0 for padding.
+        """Any row-stochastic reading. weights: (B, K, N) >= 0 with rows that sum to 1, or to 0 for padding; half
+        precision is brought to float32 and to sums of 1.
 
         anchor: (B, K); by default the slot that a row reads most, among those no stronger row stands at.
         Raises ShapeError for wrong shapes and DataError for rows that do not sum to 1: put a scale into `gain`.
         """
         if weights.ndim != 3 or not weights.is_floating_point():
             raise ShapeError(f"weights must be floats of shape (B, K, N), got {weights.dtype} {tuple(weights.shape)}")
+        half = weights.dtype.itemsize == 2
+        weights = weights.float() if half else weights
         fixed = weights.detach()
-        total = fixed.sum(dim=2, dtype=torch.promote_types(weights.dtype, torch.float32))
-        slack = 1e-3 + fixed.shape[2] ** 0.5 * torch.finfo(weights.dtype).eps
-        good = ((total - 1).abs() <= slack) | (fixed == 0).all(dim=2)
+        total = fixed.sum(dim=2)
+        good = ((total - 1).abs() <= (1e-2 if half else 1e-3)) | (fixed == 0).all(dim=2)
         if not bool(good.all()) or bool((fixed < 0).any()):
             raise DataError(
                 "each row of weights must be >= 0 and sum to 1 (or be 0 for padding), "
                 f"got minimum {float(fixed.min()):.4g} and sums {float(total.min()):.4g} to {float(total.max()):.4g}: "
                 "normalise, and put a scale into gain"
             )
+        if half:
+            weights = weights / torch.where(total == 0, 1, total)[..., None]
         reading = Mixed(weights)
         if anchor is None:
             anchor = strongest_free(fixed, reading.rows)
+        elif anchor.shape != reading.shape or bool(((anchor < 0) | (anchor >= reading.n_in)).any()):
+            raise ShapeError(f"anchor must be slots in [0, {reading.n_in}) of shape {reading.shape}")
         return cls._ordered(reading, anchor.long(), gain)
 
     @classmethod
     def identity(
         cls, batch: int, n: int, mask: Tensor | None = None, device: torch.device | str = "cpu"
     ) -> "Allocation":
-        """Keep all n tokens where they are: `apply` returns its argument itself. mask: (B, n) of the tokens."""
-        anchor = torch.arange(n, device=mask.device if mask is not None else device).expand(batch, n)
-        index = anchor if mask is None else torch.where(mask, anchor, -1)
-        return cls(Selected(index, n), anchor, None, mask)
+        """Keep all n tokens where they are, padding included. mask: (B, n) of the tokens that it will be applied to."""
+        slots = torch.arange(n, device=mask.device if mask is not None else device).expand(batch, n)
+        if mask is None:
+            return cls(Selected(slots, n), slots, is_identity=True)
+        return cls(Selected(torch.where(mask, slots, -1), n), torch.where(mask, slots, 0), None, mask, is_identity=True)
 
     @property
     def n_in(self) -> int:
@@ -142,20 +155,13 @@ class Allocation:
         """(B, K), True where an output is real, mask or no mask."""
         return torch.ones_like(self.anchor, dtype=torch.bool) if self.mask is None else self.mask
 
-    @cached_property
-    def is_identity(self) -> bool:
-        """All inputs kept, each in its own place, with no gain."""
-        if self.gain is not None or not isinstance(self.reading, Selected) or self.n_in != self.n_out:
-            return False
-        slots = torch.arange(self.n_in, device=self.anchor.device)
-        return bool(((self.reading.index == slots) | (self.reading.index < 0)).all())
-
     def apply(self, tokens: Readable) -> Readable:
         """Read the tokens: (B, N, D) -> (B, K, D), or all that belongs to VisualTokens at once.
 
         A tensor ((B, N, D) or (B, N), features or a deeper level of them) is multiplied by `gain`; of VisualTokens only
         `features` are. Boxes are read like features (a merged token's box is the mean of its members'), `segment` is
-        the anchor's, and there is no `grid` any more. Padded rows are 0. Autograd flows to features and weights.
+        the anchor's, and there is no `grid` any more. Padded rows are 0, except that an identity returns its
+        argument. Autograd flows to features and weights (once, not twice, through a merge).
         """
         if isinstance(tokens, VisualTokens):
             return self._apply_tokens(tokens)
@@ -164,7 +170,7 @@ class Allocation:
             raise ShapeError(
                 f"this allocation reads (B, N) = ({self.anchor.shape[0]}, {self.n_in}) tokens, got {tuple(x.shape)}"
             )
-        if self.is_identity:
+        if self.is_identity and self.gain is None:
             return x
         y = self._read(x)
         if self.gain is None:
@@ -199,7 +205,10 @@ class Allocation:
             through = later.reading.read(self.gain[..., None]).squeeze(-1)
             gain = through if gain is None else gain * through
         reading = composed(self.reading, later.reading, self.gain)
-        return type(self)(reading, self.anchor.gather(1, later.anchor), gain, later.mask)
+        rows = reading.rows  # what reads only padding is padding
+        anchor = self.anchor.gather(1, later.anchor).masked_fill(~rows, 0)
+        both = self.is_identity and later.is_identity
+        return type(self)(reading, anchor, gain, None if bool(rows.all()) else rows, both)
 
     def spent(self) -> Float[Tensor, "b n"]:
         """Tokens spent on each input, (B, N): the heat map. Sums to the number of real outputs."""
@@ -231,27 +240,49 @@ class Allocation:
                 edges = weights.detach().nonzero()
                 data |= {"kind": "mix", "batch": len(weights), "edges": edges.tolist()}
                 data |= {"values": _plain(weights.detach()[tuple(edges.T)])}
+        data |= {"identity": True} if self.is_identity else {}
         return data | ({} if self.gain is None else {"gain": _plain(self.gain)})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Allocation":
         """The Allocation that `to_dict` wrote. Raises DataError where the data is not one."""
         try:
-            n_in, n_out, anchor = data["n_in"], data["n_out"], torch.tensor(data["anchor"], dtype=torch.long)
+            n_in, n_out, kind = int(data["n_in"]), int(data["n_out"]), data["kind"]
+            anchor = torch.tensor(data["anchor"], dtype=torch.long)
             gain = torch.tensor(data["gain"]) if "gain" in data else None
-            if data["kind"] == "select":
-                reading: Reading = Selected(torch.tensor(data["index"], dtype=torch.long), n_in)
-            elif data["kind"] == "merge":
-                group = torch.tensor(data["group"], dtype=torch.long)
-                reading = Grouped(group, torch.tensor(data["weight"], dtype=torch.float32), n_out)
-            else:
-                weights = torch.zeros(data["batch"], n_out, n_in)
-                edges = torch.tensor(data["edges"], dtype=torch.long).reshape(-1, 3)
-                weights[tuple(edges.T)] = torch.tensor(data["values"], dtype=torch.float32)
-                reading = Mixed(weights)
-        except (KeyError, TypeError, IndexError, RuntimeError) as error:
+            reading = {"select": _select, "merge": _merge, "mix": _mix}[kind](data, n_in, n_out)
+            if (
+                anchor.shape != reading.shape
+                or reading.shape[1] != n_out
+                or bool(((anchor < 0) | (anchor >= n_in)).any())
+            ):
+                raise ValueError("anchors out of range")
+        except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
             raise DataError(f"not an allocation as to_dict writes it: {error!r}") from error
-        return cls(reading, anchor, gain, None if bool(reading.rows.all()) else reading.rows)
+        rows = reading.rows
+        return cls(reading, anchor, gain, None if bool(rows.all()) else rows, bool(data.get("identity", False)))
+
+
+def _select(data: dict[str, Any], n_in: int, n_out: int) -> Reading:
+    return Selected(_slots(data["index"], n_in), n_in)
+
+
+def _merge(data: dict[str, Any], n_in: int, n_out: int) -> Reading:
+    return Grouped(_slots(data["group"], n_out), torch.tensor(data["weight"], dtype=torch.float32), n_out)
+
+
+def _mix(data: dict[str, Any], n_in: int, n_out: int) -> Reading:
+    weights = torch.zeros(data["batch"], n_out, n_in)
+    edges = torch.tensor(data["edges"], dtype=torch.long).reshape(-1, 3)
+    weights[tuple(edges.T)] = torch.tensor(data["values"], dtype=torch.float32)
+    return Mixed(weights)
+
+
+def _slots(values: list, limit: int) -> Tensor:
+    slots = torch.tensor(values, dtype=torch.long)
+    if slots.ndim != 2 or bool(((slots < -1) | (slots >= limit)).any()):
+        raise ValueError(f"slots must lie in [-1, {limit})")
+    return slots
 
 
 def _plain(values: Tensor) -> Any:

@@ -17,8 +17,11 @@ def nearest_member(
     batch, n = group.shape
     slot = torch.where(group >= 0, group, n_out)
     index = slot[..., None].expand_as(places)
+    weight = weight.to(places.dtype)
     centre = places.new_zeros(batch, n_out + 1, places.shape[2])
-    centre = centre.scatter_add(1, index, places * weight[..., None].to(places.dtype))
+    centre = centre.scatter_add(1, index, places * weight[..., None])
+    total = weight.new_zeros(batch, n_out + 1).scatter_add(1, slot, weight)  # 1, to the rounding of the weights
+    centre = centre / torch.where(total > 0, total, 1)[..., None]
     distance = (places - centre.gather(1, index)).square().sum(dim=2)
     distance = (distance * 1e9).round()
     least = torch.full_like(centre[..., 0], torch.inf).scatter_reduce(1, slot, distance, "amin")
@@ -40,14 +43,20 @@ def strongest_free(weights: Float[Tensor, "b k n"], rows: Bool[Tensor, "b k"]) -
         raise ShapeError("an image has more outputs than inputs that they read: each output needs a slot of its own")
     anchor = torch.full((batch, k), n, device=weights.device)
     waiting = rows.clone()
+    wish = weights.masked_fill(~free[:, None], -1).argsort(dim=2, descending=True, stable=True)
+    turn = torch.zeros(batch, k, 1, dtype=torch.long, device=weights.device)  # how far down its wishes each row is
+    taken = torch.zeros(batch, n + 1, dtype=torch.bool, device=weights.device)
     while bool(waiting.any()):
-        strength, slot = weights.masked_fill(~free[:, None], -1).max(dim=2)
-        rank = strength.masked_fill(~waiting, -2).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        slot = wish.gather(2, turn).squeeze(2)
+        while bool((blocked := taken.gather(1, slot) & waiting).any()):
+            turn = turn + blocked[..., None].long()
+            slot = wish.gather(2, turn).squeeze(2)
+        strength = weights.gather(2, slot[..., None]).squeeze(2).masked_fill(~waiting, -2)
+        rank = strength.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         slot = torch.where(waiting, slot, n)
         best = torch.full((batch, n + 1), k, device=weights.device).scatter_reduce(1, slot, rank, "amin")
         won = waiting & (best.gather(1, slot) == rank)
         anchor = torch.where(won, slot, anchor)
-        taken = torch.zeros(batch, n + 1, dtype=torch.bool, device=weights.device)
-        free = free & ~taken.scatter(1, torch.where(won, slot, n), True)[:, :n]
+        taken = taken.scatter(1, torch.where(won, slot, n), True)
         waiting = waiting & ~won
     return anchor

@@ -184,6 +184,7 @@ class Mixed(Reading):
         return self.weights.to(x.dtype) @ x
 
     def spread(self, y: Float[Tensor, "b k d"]) -> Float[Tensor, "b n d"]:
+        y = y.masked_fill(~self.rows[..., None], 0)
         return self.weights.to(y.dtype).transpose(1, 2) @ y
 
     def matrix(self) -> Float[Tensor, "b k n"]:

@@ -36,13 +36,15 @@ class Question:
     def __post_init__(self) -> None:
         _expect("question features", self.features, None, None, None)
         _expect("question mask", self.mask, *self.features.shape[:2])
+        if self.mask is not None and (self.mask.dtype != torch.bool or not bool(self.mask.any(dim=1).all())):
+            raise ShapeError("question mask must be of dtype bool (True = real), with a real token in each question")
 
     def mean(self) -> Float[Tensor, "b e"]:
         """The average over the question's real tokens, (B, E)."""
         if self.mask is None:
             return self.features.mean(dim=1)
         kept = self.features.masked_fill(~self.mask[..., None], 0).sum(dim=1)
-        return kept / self.mask.sum(dim=1, keepdim=True).clamp(min=1).to(kept.dtype)
+        return kept / self.mask.sum(dim=1, keepdim=True).to(kept.dtype)
 
     def images(self, rows: Int[Tensor, " r"]) -> "Question":
         """The same questions for a part of the batch."""
@@ -122,7 +124,8 @@ class VisualTokens:
                 "ask with the eye that looked"
             )
         dtype = torch.promote_types(space.dtype, torch.float32)
-        return (space.to(dtype) @ question.mean().to(dtype)[..., None]).squeeze(-1)
+        # not a matrix product, whose rounding depends on a token's place and on the batch
+        return (space.to(dtype) * question.mean().to(dtype)[:, None]).sum(dim=2)
 
     def images(self, rows: Int[Tensor, " r"]) -> "VisualTokens":
         """The tokens of a part of the batch."""

@@ -21,7 +21,7 @@ class DivPrune(Allocator):
     def decide(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation:
         valid = tokens.valid
         self.check_finite("features", tokens.features, valid)
-        x = tokens.features.to(torch.promote_types(tokens.features.dtype, torch.float32))
+        x = tokens.features.detach().to(torch.promote_types(tokens.features.dtype, torch.float32))
         if tokens.mask is not None:
             x = x.masked_fill(~valid[..., None], 0)
         x = F.normalize(x, dim=2)
