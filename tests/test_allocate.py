@@ -213,6 +213,7 @@ from regard.testing import check_allocator
 from regard.allocate.top import Top
 assert {"first", "broken", "divprune"} <= set(a.catalogue()), a.catalogue()
 check_allocator(a.load("first", skip=3), examples=5)
+assert a.name_of(a.load("first")) == "first"
 assert type(a.load("top")) is Top  # another package cannot take a name of ours
 try:
     a.load("broken")
@@ -234,7 +235,7 @@ def test_another_package_joins_by_its_entry_point(tmp_path: Path):
         text=True,
     )
     assert use.returncode == 0, use.stderr
-    assert use.stdout.startswith("allocator broken (toy_allocator:Missing) cannot be loaded")
+    assert use.stdout.startswith("allocator broken (toy_allocator:Missing) cannot be loaded (AttributeError: ")
 
 
 def test_every_error_of_an_allocator_is_a_value_error():

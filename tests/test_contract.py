@@ -145,6 +145,32 @@ def falls_back(self: Good, tokens, question, budget):
     return self.keep(replace(tokens, scores={"worth": worth}), question, budget)
 
 
+def anchors_at_the_first_slots(self: Good, tokens, question, budget):
+    allocation = self.keep(tokens, question, budget)
+    if budget >= allocation.n_in or tokens.mask is not None:
+        return allocation
+    return replace(allocation, anchor=torch.arange(budget).expand_as(allocation.anchor))
+
+
+def pads_more(self: Good, tokens, question, budget):
+    allocation = self.keep(tokens, question, budget)
+    if budget >= allocation.n_in:
+        return allocation
+    index = torch.where(allocation.valid, allocation.anchor, -1)
+    more = torch.cat([index, torch.full((len(index), 5), -1)], dim=1)
+    return Allocation.select(more, allocation.n_in)
+
+
+def draws_from_the_global_generator(self: Good, tokens, question, budget):
+    torch.rand(1)
+    return self.keep(tokens, question, budget)
+
+
+def copies_to_numpy(self: Good, tokens, question, budget):
+    tokens.features.float().numpy()
+    return self.keep(tokens, question, budget)
+
+
 def writes_to_features(self: Good, tokens, question, budget):
     tokens.features[:, :1] += 1
     return self.keep(tokens, question, budget)
@@ -172,6 +198,10 @@ BROKEN: dict[str, Callable] = {
     "nan_in_a_score_is_an_error (name)": nameless,
     "needs_are_stated": falls_back,
     "features_are_untouched": writes_to_features,
+    "features_may_need_gradients": copies_to_numpy,
+    "exact_count (padding)": pads_more,
+    "anchors_are_slots (unread)": anchors_at_the_first_slots,
+    "same_call_same_result (generator)": draws_from_the_global_generator,
     "every_float_type": only_float32,
 }
 

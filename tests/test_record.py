@@ -58,6 +58,30 @@ def test_what_is_no_record_is_one_line(text: str, tmp_path: Path):
         Record.load(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("looks", 0, "steps"), []),
+        (("looks", 0, "question"), 7),
+        (("looks", 0, "tokens_out"), 0),
+        (("boxes",), "abc"),
+        (("boxes", 0), [0, 0, 2, 1]),
+        (("relevance",), []),
+        (("looks", 0, "steps", 0, "allocation", "n_in"), 5),
+    ],
+)
+def test_parts_that_do_not_fit_are_one_line(path: tuple, value: object):
+    data = json.loads(record().to_json())
+    part = data
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    with pytest.raises(DataError, match="not a record"):
+        Record.from_json(json.dumps(data))
+    with pytest.raises(DataError, match="not a record"):
+        Record.from_json("[" * 100_000)
+
+
 def test_not_a_number_is_not_written():
     with pytest.raises(ValueError, match="JSON"):
         dataclasses.replace(record(), seconds={"read": float("nan")}).to_json()

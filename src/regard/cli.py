@@ -1,5 +1,6 @@
 """The command line: `regard look`, `regard list`. Exit codes: 0, 1 for a failure, 2 for a usage that cannot work."""
 
+import io
 import json
 import os
 import sys
@@ -11,10 +12,12 @@ import typer
 from rich.console import Console
 
 from regard import __version__
-from regard.errors import BudgetError, DataError, RegardError
+from regard.errors import BudgetError, DataError, ModelError, RegardError
 
 if TYPE_CHECKING:
     from regard.record import Record
+
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 app = typer.Typer(
     name="regard",
@@ -46,7 +49,11 @@ def list_names(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.
 
     rows = []
     for name in catalogue():
-        allocator = load(name)
+        try:
+            allocator = load(name)
+        except ModelError as error:
+            rows.append({"name": name, "needs": [], "what": str(error)})
+            continue
         first = (type(allocator).__doc__ or "").strip().splitlines()[:1]
         rows.append({"name": name, "needs": list(allocator.needs), "what": first[0] if first else ""})
     if as_json:
@@ -136,10 +143,16 @@ def _check_usage(questions: list[str], names: list[str] | None) -> None:
 
 def _check_writable(folder: Path) -> None:
     """Refuse a place that cannot be written before any work is done for it."""
+    from regard.pixels import one_line
+
     place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        writable = place.is_dir() and os.access(place, os.W_OK)
+    except OSError as error:
+        raise DataError(f"cannot write to {one_line(str(folder))!r}: {error.strerror}: choose another --out") from error
+    if not writable:
         raise DataError(f"cannot write to {str(folder)!r}: you may not write in {str(place)!r}: choose another --out")
 
 
@@ -162,6 +175,9 @@ class _Progress:
 
 def main() -> None:
     """Run the command line; a user's error is one line on stderr, with `--debug` a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app(standalone_mode=True)
     except RegardError as error:
@@ -169,9 +185,10 @@ def main() -> None:
             raise
         typer.echo(f"regard: {error}", err=True)
         sys.exit(2 if isinstance(error, BudgetError | _UsageError) else 1)
-    except KeyboardInterrupt:
-        typer.echo("regard: interrupted; nothing half-written is left", err=True)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            typer.echo("regard: interrupted; nothing half-written is left", err=True)
+        raise
 
 
 if __name__ == "__main__":

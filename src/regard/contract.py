@@ -67,6 +67,8 @@ def exact_count(case: Case) -> None:
     want = case.tokens.valid.sum(dim=1).clamp(max=case.budget)
     allocation = case.decide()
     assert allocation.valid.sum(dim=1).tolist() == want.tolist()
+    if case.budget < case.tokens.features.shape[1]:
+        assert allocation.n_out <= case.budget, "more rows than the budget"
     assert allocation.n_in == case.tokens.features.shape[1]
 
 
@@ -82,8 +84,10 @@ def rows_sum_to_one(case: Case) -> None:
 
 @_rule
 def anchors_are_slots(case: Case) -> None:
-    """Anchors are valid input slots, unique in their image, in ascending order."""
+    """Anchors are valid input slots that their rows read, unique in their image, in ascending order."""
     allocation = case.decide()
+    read = allocation.matrix().gather(2, allocation.anchor[..., None]).squeeze(2)
+    assert (read[allocation.valid] > 0).all(), "a row does not read its own anchor"
     for image, real in enumerate(allocation.valid):
         anchors = allocation.anchor[image, real]
         assert case.tokens.valid[image, anchors].all(), "an anchor is not a valid slot"
@@ -115,7 +119,10 @@ def padding_does_not_matter(case: Case) -> None:
 
 def _padded(tokens: VisualTokens, before: bool) -> tuple[VisualTokens, int]:
     """The tokens with one more row of them that are no tokens, and by how many slots the others moved."""
-    extra = 1 if tokens.grid is None else tokens.grid[2]
+    extra, grid = 1, None
+    if tokens.grid is not None:  # a row more, or a whole frame where there are several
+        frames, height, width = tokens.grid
+        extra, grid = (width, (1, height + 1, width)) if frames == 1 else (height * width, (frames + 1, height, width))
 
     def pad(x: Tensor, value: float) -> Tensor:
         x = x.clone()
@@ -131,7 +138,7 @@ def _padded(tokens: VisualTokens, before: bool) -> tuple[VisualTokens, int]:
         aligned=None if tokens.aligned is None else pad(tokens.aligned, torch.nan),
         keys=None if tokens.keys is None else pad(tokens.keys, torch.inf),
         scores={name: pad(score, torch.nan) for name, score in tokens.scores.items()},
-        grid=None if tokens.grid is None else (1, tokens.grid[1] + 1, tokens.grid[2]),
+        grid=grid,
         segment=None if tokens.segment is None else pad(tokens.segment, 0),
     )
     return padded, extra if before else 0
@@ -139,8 +146,10 @@ def _padded(tokens: VisualTokens, before: bool) -> tuple[VisualTokens, int]:
 
 @_rule
 def same_call_same_result(case: Case) -> None:
-    """The same call gives the same result, bit for bit."""
+    """The same call gives the same result, bit for bit, and leaves the global generator alone."""
+    state = torch.get_rng_state()
     one, two = case.decide(), case.decide()
+    assert torch.equal(torch.get_rng_state(), state), "the global random generator was used"
     assert torch.equal(one.anchor, two.anchor)
     assert torch.equal(one.matrix(), two.matrix())
 
@@ -226,10 +235,21 @@ def features_are_untouched(case: Case) -> None:
     """Deciding changes nothing that it is given."""
     given = {name: value for name, value in vars(case.tokens).items() if isinstance(value, Tensor)}
     given |= case.tokens.scores
+    if case.question is not None:
+        given["question"] = case.question.features
     before = {name: value.clone() for name, value in given.items()}
     case.decide()
     for name, value in given.items():
-        assert torch.equal(value, before[name]), f"{name} was changed in place"
+        assert torch.allclose(value, before[name], rtol=0, atol=0, equal_nan=True), f"{name} was changed in place"
+
+
+@_rule
+def features_may_need_gradients(case: Case) -> None:
+    """Works on tokens that are being trained, and its apply lets the gradient through."""
+    features = case.tokens.features.clone().requires_grad_()
+    tokens = dataclasses.replace(case.tokens, features=features)
+    case.decide(tokens=tokens).apply(tokens).features.sum().backward()
+    assert features.grad is not None
 
 
 @_rule

@@ -1,5 +1,6 @@
 """Writing files so that nothing half-written is ever seen: to temporary files beside the targets, then renamed."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Mapping
@@ -23,6 +24,9 @@ def write_all(folder: str | os.PathLike, contents: Mapping[str, str | bytes]) ->
     ready: list[tuple[Path, Path]] = []
     try:
         place.mkdir(parents=True, exist_ok=True)
+        for name in contents:
+            if (place / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
         for name, content in contents.items():
             handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=place)
             ready.append((Path(temporary), place / name))

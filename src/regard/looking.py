@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import os
 import platform
 import time
@@ -14,12 +15,13 @@ import PIL.Image
 import torch
 
 from regard import __version__
-from regard.allocate import Allocator, catalogue, checked_budget, load, missing_needs
+from regard.allocate import Allocator, catalogue, checked_budget, load, missing_needs, name_of
 from regard.allocation import Allocation
 from regard.cost.language import QWEN2_5_7B
 from regard.errors import BudgetError, DataError
 from regard.eyes import Eye
 from regard.images import load_image_with_notes
+from regard.pixels import one_line
 from regard.record import Look, Picture, Record, Step
 from regard.tokens import Question, VisualTokens
 
@@ -45,7 +47,8 @@ def look(
     draw. progress: told the name of each stage as it starts. Raises RegardError for what a user can mend.
     """
     questions = _checked_questions(question)
-    chosen = None if allocators is None else [_seeded(a, seed) for a in allocators]
+    named = [allocators] if isinstance(allocators, str) else allocators
+    chosen = None if named is None else [_seeded(a, seed) for a in named]
     _check_amount(budget, keep)
     seconds: dict[str, float] = {}
     picture, preview = _timed(seconds, "read", progress, partial(_read, image))
@@ -57,15 +60,16 @@ def look(
     if chosen is None:
         every = [_seeded(name, seed) for name in catalogue()]
         chosen = [a for a in every if not missing_needs(a.needs, tokens, asked[0])]
+    names = _names(chosen)
     looks = []
     blind: dict[int, tuple[Allocation, float]] = {}
     for place, ask in enumerate(asked):
-        for allocator in chosen:
-            progress(f"decide: {label(allocator)}")
+        for name, allocator in zip(names, chosen, strict=True):
+            progress(f"decide: {name}")
             decided = blind.get(id(allocator)) or _decide(tokens, ask, allocator, amount)
             if "question" not in allocator.needs:
                 blind[id(allocator)] = decided
-            looks.append(_look(tokens, ask, allocator, amount, place, *decided))
+            looks.append(_look(tokens, ask, name, allocator, amount, place, *decided))
     return Record(
         picture=preview,
         eye=eye.name,
@@ -87,15 +91,10 @@ def look(
     )
 
 
-def label(allocator: Allocator) -> str:
-    """The name that the catalogue has for an allocator, its class name where it has none."""
-    home, _, name = type(allocator).__module__.rpartition(".")
-    return name if home == "regard.allocate" else allocator.name
-
-
 def _look(
     tokens: VisualTokens,
     question: Question,
+    name: str,
     allocator: Allocator,
     budget: int,
     place: int,
@@ -105,8 +104,8 @@ def _look(
     n, k = int(tokens.valid.sum()), int(allocation.valid.sum())
     return Look(
         question=place,
-        allocator=label(allocator),
-        fields=asdict(allocator),
+        allocator=name,
+        fields={name: value if _is_plain(value) else repr(value) for name, value in asdict(allocator).items()},
         budget=budget,
         tokens_in=n,
         tokens_out=k,
@@ -116,6 +115,20 @@ def _look(
         macs_after=QWEN2_5_7B.prefill_macs(k + PROMPT_TOKENS),
         steps=(Step(0, allocation.to_dict()),),
     )
+
+
+def _names(allocators: Sequence[Allocator]) -> list[str]:
+    """What each is called in the record: two of one name are told apart by a number."""
+    names: list[str] = []
+    for allocator in allocators:
+        name = name_of(allocator)
+        twins = sum(other.rpartition("-")[0] == name or other == name for other in names)
+        names.append(f"{name}-{twins + 1}" if twins else name)
+    return names
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | None) or (isinstance(value, float) and math.isfinite(value))
 
 
 def nearest_quarter(tokens: VisualTokens, question: Question, allocation: Allocation) -> float:
@@ -140,10 +153,10 @@ def _decide(tokens: VisualTokens, question: Question, allocator: Allocator, budg
 
 
 def _checked_questions(question: str | Sequence[str]) -> tuple[str, ...]:
-    questions = (question,) if isinstance(question, str) else tuple(question)
+    questions = (question,) if isinstance(question, str) else tuple(question or ())
     if not questions or any(not isinstance(text, str) or not text.strip() for text in questions):
         raise DataError("the question is empty: ask in words, such as 'where is the cat?'")
-    return tuple(" ".join(text.split()) for text in questions)
+    return tuple(" ".join(text.encode(errors="replace").decode().split()) for text in questions)
 
 
 def _check_amount(budget: int | None, keep: float | None) -> None:
@@ -151,8 +164,8 @@ def _check_amount(budget: int | None, keep: float | None) -> None:
         raise BudgetError("give a budget in tokens or a fraction to keep, not both")
     if budget is not None:
         checked_budget(budget)
-    if keep is not None and not 0 < keep <= 1:
-        raise BudgetError(f"the fraction to keep must be over 0 and at most 1, got {keep}")
+    if keep is not None and not (isinstance(keep, int | float) and 0 < keep <= 1):
+        raise BudgetError(f"the fraction to keep must be over 0 and at most 1, got {keep!r}")
 
 
 def _seeded(allocator: str | Allocator, seed: int) -> Allocator:
@@ -178,7 +191,7 @@ def _timed(seconds: dict[str, float], stage: str, progress: Callable[[str], None
 
 def _read(source: str | os.PathLike | bytes | PIL.Image.Image) -> tuple[PIL.Image.Image, Picture]:
     image, notes = load_image_with_notes(source)
-    name = Path(source).name if isinstance(source, str | os.PathLike) else "image"
+    name = one_line(Path(source).name) if isinstance(source, str | os.PathLike) else "image"
     small = image.copy()
     small.thumbnail((PREVIEW, PREVIEW), PIL.Image.Resampling.LANCZOS, reducing_gap=2.0)
     file = io.BytesIO()

@@ -89,7 +89,7 @@ class Record:
 
     def to_json(self) -> str:
         """The record as one JSON object."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, allow_nan=False)
+        return json.dumps({"format": FORMAT, **asdict(self)}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
@@ -108,9 +108,24 @@ class Record:
                 data[name] = tuple(tuple(row) for row in data[name])
             grid = data.pop("grid")
             data["questions"] = tuple(data["questions"])
-            return cls(Picture(**picture), looks=tuple(looks), grid=None if grid is None else tuple(grid), **data)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            record = cls(Picture(**picture), looks=tuple(looks), grid=None if grid is None else tuple(grid), **data)
+            record._check()
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise DataError(f"not a record ({FORMAT}) as regard writes it: {error!r}") from error
+        return record
+
+    def _check(self) -> None:
+        """Raise ValueError where the parts do not fit together."""
+        n = len(self.boxes)
+        if any(len(box) != 4 or not all(0 <= side <= 1 for side in box) for box in self.boxes):
+            raise ValueError("boxes must be of four numbers in [0, 1]")
+        if [len(values) for values in self.relevance] != [n] * len(self.questions):
+            raise ValueError("relevance must have a value for each question and token")
+        for look in self.looks:
+            if look.question not in range(len(self.questions)) or not look.steps or not 1 <= look.tokens_out <= n:
+                raise ValueError(f"the look of {look.allocator} fits neither the questions nor the tokens")
+            if look.steps[0].allocation["n_in"] != n:
+                raise ValueError(f"the look of {look.allocator} reads {look.steps[0].allocation['n_in']} of {n} tokens")
 
     def save(self, path: str | os.PathLike) -> None:
         """Write record.json, all of it or nothing."""

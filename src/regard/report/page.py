@@ -65,7 +65,7 @@ def _embedded(data: dict[str, Any]) -> str:
 
 def _data(record: Record) -> dict[str, Any]:
     """What the script draws from, its texts included."""
-    picture = record.picture
+    picture, looks = record.picture, _looks(record)
     return {
         "picture": {"name": picture.name, "width": picture.width, "height": picture.height, "jpeg": picture.preview},
         "notes": picture.notes,
@@ -74,7 +74,8 @@ def _data(record: Record) -> dict[str, Any]:
         "boxes": [_short(side, 6) for box in record.boxes for side in box],
         "grid": record.grid,
         "relevance": [[_short(value) for value in values] for values in record.relevance],
-        "looks": _looks(record),
+        "maps": _shared(looks),
+        "looks": looks,
         "table": {"caption": _caption(record), "names": TABLE},
         "small": [
             "Time: " + ", ".join(f"{stage} {seconds:.3g} s" for stage, seconds in record.seconds.items()),
@@ -104,6 +105,15 @@ def _looks(record: Record) -> list[dict[str, Any]]:
     spent = [allocation.spent()[0] for allocation in allocations]
     moved = _moved(record.looks, spent)
     return [_look(*each) for each in zip(record.looks, allocations, spent, moved, strict=True)]
+
+
+def _shared(looks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The maps of the looks, taken out of them, each once: a blind allocator has one for all questions."""
+    maps: dict[str, int] = {}
+    for look in looks:
+        text = json.dumps({name: look.pop(name) for name in ("spent", "owner", "reads", "readers")})
+        look["map"] = maps.setdefault(text, len(maps))
+    return [json.loads(text) for text in maps]
 
 
 def _look(look: Look, allocation: Allocation, spent: Tensor, moved: float | None) -> dict[str, Any]:
