@@ -136,7 +136,7 @@ def four(eye: EmbeddedEye):
     ("question", "quarter", "least"),
     [
         ("where is the cat?", (0, 0), 0.9),
-        ("something to drink", (1, 0), 0.4),
+        ("something to drink", (1, 0), 0.45),
         ("where is the coffee?", (1, 0), 0.6),
         ("the rocket", (1, 1), 0.8),
     ],

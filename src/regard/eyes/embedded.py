@@ -31,7 +31,7 @@ _TEMPERATURE = 0.05
 _ASKING = frozenset(
     """where is are was were be the a an of in on at to for from with by and or what which who whom whose how many much
     does do did can could would will you me my i we us it its this that these those there here please show find locate
-    see look point tell give photo photos picture pictures image images one any some""".split()
+    see look point tell give photo photos picture pictures image images one any some something anything""".split()
 )
 
 
