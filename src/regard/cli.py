@@ -110,7 +110,7 @@ def write(record: "Record", folder: Path) -> Path:
 
     files: dict[str, str | bytes] = {"record.json": record.to_json()}
     for look in record.looks:
-        files[f"{look.question + 1}-{look.allocator}.png"] = png(heat_map(record, look))
+        files[f"{look.question + 1}-{look.allocator.replace('/', '_')}.png"] = png(heat_map(record, look))
     files["report.html"] = page(record)
     write_all(folder, files)
     return folder / "report.html"

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -60,16 +60,6 @@ def look(
     if chosen is None:
         every = [_seeded(name, seed) for name in catalogue()]
         chosen = [a for a in every if not missing_needs(a.needs, tokens, asked[0])]
-    names = _names(chosen)
-    looks = []
-    blind: dict[int, tuple[Allocation, float]] = {}
-    for place, ask in enumerate(asked):
-        for name, allocator in zip(names, chosen, strict=True):
-            progress(f"decide: {name}")
-            decided = blind.get(id(allocator)) or _decide(tokens, ask, allocator, amount)
-            if "question" not in allocator.needs:
-                blind[id(allocator)] = decided
-            looks.append(_look(tokens, ask, name, allocator, amount, place, *decided))
     return Record(
         picture=preview,
         eye=eye.name,
@@ -77,7 +67,7 @@ def look(
         boxes=tuple(tuple(round(side, 6) for side in box) for box in tokens.boxes[0].tolist()),
         relevance=tuple(tuple(float(f"{r:.6g}") for r in tokens.relevance(q)[0].tolist()) for q in asked),
         grid=tokens.grid,
-        looks=tuple(looks),
+        looks=tuple(_looks(tokens, asked, chosen, amount, progress)),
         language_model=QWEN2_5_7B.name,
         prompt_tokens=PROMPT_TOKENS,
         seconds=seconds,
@@ -91,30 +81,37 @@ def look(
     )
 
 
-def _look(
+def _looks(
     tokens: VisualTokens,
-    question: Question,
-    name: str,
-    allocator: Allocator,
+    asked: Sequence[Question],
+    allocators: Sequence[Allocator],
     budget: int,
-    place: int,
-    allocation: Allocation,
-    seconds: float,
-) -> Look:
-    n, k = int(tokens.valid.sum()), int(allocation.valid.sum())
-    return Look(
-        question=place,
-        allocator=name,
-        fields={name: value if _is_plain(value) else repr(value) for name, value in asdict(allocator).items()},
-        budget=budget,
-        tokens_in=n,
-        tokens_out=k,
-        seconds=seconds,
-        nearest_quarter=nearest_quarter(tokens, question, allocation),
-        macs_before=QWEN2_5_7B.prefill_macs(n + PROMPT_TOKENS),
-        macs_after=QWEN2_5_7B.prefill_macs(k + PROMPT_TOKENS),
-        steps=(Step(0, allocation.to_dict()),),
-    )
+    progress: Callable[[str], None],
+) -> Iterator[Look]:
+    """Every allocator's answer to every question; one that needs no question decides once."""
+    n = int(tokens.valid.sum())
+    decided: dict[tuple[str, int | None], tuple[Allocation, float]] = {}
+    for number, question in enumerate(asked):
+        for name, allocator in zip(_names(allocators), allocators, strict=True):
+            key = (name, number if "question" in allocator.needs else None)
+            if key not in decided:
+                progress(f"decide: {name}")
+                decided[key] = _decide(tokens, question, allocator, budget)
+            allocation, seconds = decided[key]
+            kept = int(allocation.valid.sum())
+            yield Look(
+                question=number,
+                allocator=name,
+                fields={f: value if _is_plain(value) else repr(value) for f, value in asdict(allocator).items()},
+                budget=budget,
+                tokens_in=n,
+                tokens_out=kept,
+                seconds=seconds,
+                nearest_quarter=nearest_quarter(tokens, question, allocation),
+                macs_before=QWEN2_5_7B.prefill_macs(n + PROMPT_TOKENS),
+                macs_after=QWEN2_5_7B.prefill_macs(kept + PROMPT_TOKENS),
+                steps=(Step(0, allocation.to_dict()),),
+            )
 
 
 def _names(allocators: Sequence[Allocator]) -> list[str]:
