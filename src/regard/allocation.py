@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regard.anchors import nearest_member, strongest_free
 from regard.errors import DataError, ShapeError
-from regard.reading import Grouped, Mixed, Reading, Selected, composed, normalised
+from regard.reading import Grouped, Mixed, Reading, Selected, composed, normalised, plain, reading_from
 from regard.tokens import VisualTokens
 
 Readable = TypeVar("Readable", VisualTokens, Tensor)
@@ -231,26 +231,18 @@ class Allocation:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as JSON takes it."""
         data: dict[str, Any] = {"n_in": self.n_in, "n_out": self.n_out, "anchor": self.anchor.tolist()}
-        match self.reading:
-            case Selected(index=index):
-                data |= {"kind": "select", "index": index.tolist()}
-            case Grouped(group=group, weight=weight):
-                data |= {"kind": "merge", "group": group.tolist(), "weight": _plain(weight)}
-            case Mixed(weights=weights):
-                edges = weights.detach().nonzero()
-                data |= {"kind": "mix", "batch": len(weights), "edges": edges.tolist()}
-                data |= {"values": _plain(weights.detach()[tuple(edges.T)])}
+        data |= self.reading.to_dict()
         data |= {"identity": True} if self.is_identity else {}
-        return data | ({} if self.gain is None else {"gain": _plain(self.gain)})
+        return data | ({} if self.gain is None else {"gain": plain(self.gain)})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Allocation":
         """The Allocation that `to_dict` wrote. Raises DataError where the data is not one."""
         try:
-            n_in, n_out, kind = int(data["n_in"]), int(data["n_out"]), data["kind"]
+            n_in, n_out = int(data["n_in"]), int(data["n_out"])
             anchor = torch.tensor(data["anchor"], dtype=torch.long)
             gain = torch.tensor(data["gain"]) if "gain" in data else None
-            reading = {"select": _select, "merge": _merge, "mix": _mix}[kind](data, n_in, n_out)
+            reading = reading_from(data, n_in, n_out)
             if (
                 anchor.shape != reading.shape
                 or reading.shape[1] != n_out
@@ -261,36 +253,6 @@ class Allocation:
             raise DataError(f"not an allocation as to_dict writes it: {error!r}") from error
         rows = reading.rows
         return cls(reading, anchor, gain, None if bool(rows.all()) else rows, bool(data.get("identity", False)))
-
-
-def _select(data: dict[str, Any], n_in: int, n_out: int) -> Reading:
-    return Selected(_slots(data["index"], n_in), n_in)
-
-
-def _merge(data: dict[str, Any], n_in: int, n_out: int) -> Reading:
-    return Grouped(_slots(data["group"], n_out), torch.tensor(data["weight"], dtype=torch.float32), n_out)
-
-
-def _mix(data: dict[str, Any], n_in: int, n_out: int) -> Reading:
-    weights = torch.zeros(data["batch"], n_out, n_in)
-    edges = torch.tensor(data["edges"], dtype=torch.long).reshape(-1, 3)
-    weights[tuple(edges.T)] = torch.tensor(data["values"], dtype=torch.float32)
-    return Mixed(weights)
-
-
-def _slots(values: list, limit: int) -> Tensor:
-    slots = torch.tensor(values, dtype=torch.long)
-    if slots.ndim != 2 or bool(((slots < -1) | (slots >= limit)).any()):
-        raise ValueError(f"slots must lie in [-1, {limit})")
-    return slots
-
-
-def _plain(values: Tensor) -> Any:
-    """Floats with the nine digits that tell one float32 from another."""
-    flat = [float(f"{value:.9g}") for value in values.detach().flatten().tolist()]
-    if values.ndim == 1:
-        return flat
-    return [flat[i : i + values.shape[1]] for i in range(0, len(flat), values.shape[1])]
 
 
 @dataclass(frozen=True, eq=False)

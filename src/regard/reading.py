@@ -7,6 +7,7 @@ of each group, and only a dense mix multiplies matrices. A row that reads nothin
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,10 @@ class Reading(ABC):
     @abstractmethod
     def matrix(self) -> Float[Tensor, "b k n"]:
         """Dense, for reading and tests."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as JSON takes it; `reading_from` reads it back."""
 
     @abstractmethod
     def order(self, rows: Int[Tensor, "b k"]) -> "Reading":
@@ -88,6 +93,9 @@ class Selected(Reading):
 
     def order(self, rows: Int[Tensor, "b k"]) -> "Selected":
         return Selected(self.index.gather(1, rows), self.n_in)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "select", "index": self.index.tolist()}
 
     def grouped(self) -> "Grouped":
         """The same reading as groups of one."""
@@ -149,6 +157,9 @@ class Grouped(Reading):
         k = torch.arange(self.n_out, device=self.group.device)[:, None]
         return torch.where(self.group[:, None] == k, self.weight[:, None], 0)
 
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "merge", "group": self.group.tolist(), "weight": plain(self.weight)}
+
     def order(self, rows: Int[Tensor, "b k"]) -> "Grouped":
         place = rows.argsort(dim=1)  # the inverse permutation
         group = torch.where(self.group >= 0, place.gather(1, self.group.clamp(min=0)), -1)
@@ -189,6 +200,12 @@ class Mixed(Reading):
 
     def matrix(self) -> Float[Tensor, "b k n"]:
         return self.weights
+
+    def to_dict(self) -> dict[str, Any]:
+        weights = self.weights.detach()
+        edges = weights.nonzero()
+        values = plain(weights[tuple(edges.T)])
+        return {"kind": "mix", "batch": len(weights), "edges": edges.tolist(), "values": values}
 
     def order(self, rows: Int[Tensor, "b k"]) -> "Mixed":
         return Mixed(self.weights.gather(1, rows[..., None].expand_as(self.weights)))
@@ -231,3 +248,33 @@ def composed(first: Reading, second: Reading, weight: Float[Tensor, "b k"] | Non
     factor = two.weight if weight is None else two.weight * weight
     product = one.weight * factor.gather(1, slot)
     return Grouped(group, normalised(group, two.n_out, product), two.n_out)
+
+
+def plain(values: Tensor) -> Any:
+    """Floats with the nine digits that tell one float32 from another. values: (M,) or (B, M)."""
+    if values.ndim == 2:
+        return [plain(row) for row in values]
+    return [float(f"{value:.9g}") for value in values.detach().tolist()]
+
+
+def reading_from(data: dict[str, Any], n_in: int, n_out: int) -> Reading:
+    """The reading that `to_dict` wrote. Raises KeyError, TypeError, IndexError or ValueError where it is none."""
+    match data["kind"]:
+        case "select":
+            return Selected(_slots(data["index"], n_in), n_in)
+        case "merge":
+            return Grouped(_slots(data["group"], n_out), torch.tensor(data["weight"], dtype=torch.float32), n_out)
+        case "mix":
+            weights = torch.zeros(data["batch"], n_out, n_in)
+            edges = torch.tensor(data["edges"], dtype=torch.long).reshape(-1, 3)
+            weights[tuple(edges.T)] = torch.tensor(data["values"], dtype=torch.float32)
+            return Mixed(weights)
+        case other:
+            raise ValueError(f"no reading is of the kind {other!r}")
+
+
+def _slots(values: list, limit: int) -> Int[Tensor, "b m"]:
+    slots = torch.tensor(values, dtype=torch.long)
+    if slots.ndim != 2 or bool(((slots < -1) | (slots >= limit)).any()):
+        raise ValueError(f"slots must lie in [-1, {limit})")
+    return slots
