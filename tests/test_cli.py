@@ -63,6 +63,12 @@ def test_look_prints_a_table_and_writes_the_report(regard, photo: Path, tmp_path
     assert drink[left].sum() <= 3
 
 
+def test_a_question_without_quotes_is_pointed_out(regard, photo: Path):
+    code, _, err = regard("look", photo, "where", "is", "it", "--allocator", "grid")
+    assert code == 0
+    assert err == "regard: asking 3 questions of one word: put quotes around one question\n"
+
+
 def test_json_and_quiet(regard, photo: Path):
     code, out, err = regard("look", photo, QUESTION, "--keep", 0.25, "--allocator", "top, grid", "--json")
     record = json.loads(out)
@@ -95,7 +101,7 @@ def test_list_version_and_help(regard):
     assert all(name in out for name in ("divprune", "grid", "pool", "random", "top"))
     assert {row["name"] for row in json.loads(regard("list", "--json")[1])} >= {"top", "divprune"}
     assert regard("--version")[:2] == (0, f"regard {__version__}\n")
-    assert "QUESTION..." in regard("look", "--help")[1]
+    assert "QUESTION" in regard("look", "--help")[1]
 
 
 def half(photo: Path) -> bytes:

@@ -69,9 +69,11 @@ def list_names(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.
 
 @app.command()
 def look(
-    image: Annotated[str, typer.Argument(help="A photo: PNG, JPEG, WebP, GIF, TIFF or BMP.", show_default=False)],
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="A photo: PNG, JPEG, WebP, GIF, TIFF or BMP.", show_default=False)
+    ],
     questions: Annotated[
-        list[str], typer.Argument(metavar="QUESTION...", help="In English, one or several.", show_default=False)
+        list[str], typer.Argument(metavar="QUESTION", help="In English, one or several.", show_default=False)
     ],
     budget: Annotated[int | None, typer.Option(help="Tokens to keep.", show_default=False)] = None,
     keep: Annotated[float | None, typer.Option(help="Fraction of the tokens to keep.", show_default="0.1")] = None,
@@ -92,6 +94,8 @@ def look(
     names = None if allocator is None else [name.strip() for name in allocator.split(",") if name.strip()]
     _check_usage(questions, names)
     _check_writable(out)
+    if len(questions) > 2 and not quiet and not any(" " in question.strip() for question in questions):
+        typer.echo(f"regard: asking {len(questions)} questions of one word: put quotes around one question", err=True)
     with _Progress(quiet) as stage:
         record = look_at(image, questions, budget=budget, keep=keep, allocators=names, seed=seed, progress=stage)
         stage("draw")
