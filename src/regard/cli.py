@@ -135,14 +135,16 @@ class _UsageError(RegardError):
 
 
 def _check_usage(questions: list[str], names: list[str] | None) -> None:
-    from regard.allocate import catalogue
+    from regard.allocate import catalogue, load
+    from regard.looking import checked_questions
 
-    if any(not question.strip() for question in questions):
-        raise _UsageError("the question is empty: ask in words, such as 'where is the cat?'")
-    unknown = [name for name in names or () if name not in catalogue()]
-    if unknown or names == []:
-        wrong = ", ".join(map(repr, unknown)) or "''"
-        raise _UsageError(f"no allocator is named {wrong}: the names are {', '.join(catalogue())}")
+    try:
+        checked_questions(questions)
+        for name in [""] if names == [] else names or []:
+            if name not in catalogue():
+                load(name)
+    except RegardError as error:
+        raise _UsageError(str(error)) from error
 
 
 def _check_writable(folder: Path) -> None:

@@ -46,7 +46,7 @@ def look(
     or objects; by default every one that the eye can feed. eye: by default the embedded one. seed: for allocators that
     draw. progress: told the name of each stage as it starts. Raises RegardError for what a user can mend.
     """
-    questions = _checked_questions(question)
+    questions = checked_questions(question)
     named = [allocators] if isinstance(allocators, str) else allocators
     chosen = None if named is None else [_seeded(a, seed) for a in named]
     _check_amount(budget, keep)
@@ -149,7 +149,8 @@ def _decide(tokens: VisualTokens, question: Question, allocator: Allocator, budg
     return allocation, best
 
 
-def _checked_questions(question: str | Sequence[str]) -> tuple[str, ...]:
+def checked_questions(question: str | Sequence[str]) -> tuple[str, ...]:
+    """The questions, one line each. Raises DataError where there is none or one is empty."""
     questions = (question,) if isinstance(question, str) else tuple(question or ())
     if not questions or any(not isinstance(text, str) or not text.strip() for text in questions):
         raise DataError("the question is empty: ask in words, such as 'where is the cat?'")

@@ -21,6 +21,13 @@ def _expect(name: str, value: Tensor | None, *shape: int | None) -> None:
         raise ShapeError(f"{name} must have shape ({wanted}), got {tuple(value.shape)}")
 
 
+def grid_boxes(x: Float[Tensor, " w1"], y: Float[Tensor, " h1"]) -> Float[Tensor, "1 n 4"]:
+    """The boxes of a grid's cells in raster order. x: (w + 1,) and y: (h + 1,), the edges of its columns and rows."""
+    h, w = len(y) - 1, len(x) - 1
+    edges = (x[:-1].expand(h, w), y[:-1, None].expand(h, w), x[1:].expand(h, w), y[1:, None].expand(h, w))
+    return torch.stack(edges, dim=-1).reshape(1, h * w, 4)
+
+
 @dataclass(frozen=True, eq=False)
 class Question:
     """A question in the space of the tokens' `aligned` features.
@@ -100,9 +107,7 @@ class VisualTokens:
         dtype = features.dtype if features.dtype == torch.float64 else torch.float32
         y = torch.arange(h + 1, device=features.device, dtype=dtype) / h
         x = torch.arange(w + 1, device=features.device, dtype=dtype) / w
-        edges = (x[:-1].expand(h, w), y[:-1, None].expand(h, w), x[1:].expand(h, w), y[1:, None].expand(h, w))
-        boxes = torch.stack(edges, dim=-1).reshape(1, h * w, 4).expand(len(features), -1, -1)
-        return cls(features, boxes, grid=(1, h, w), **optional)
+        return cls(features, grid_boxes(x, y).expand(len(features), -1, -1), grid=(1, h, w), **optional)
 
     @property
     def valid(self) -> Bool[Tensor, "b n"]:

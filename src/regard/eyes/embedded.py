@@ -22,7 +22,7 @@ from regard.errors import DataError
 from regard.eyes.class_vectors import class_vectors
 from regard.eyes.efficientnet import STRIDE, EfficientNetLite0
 from regard.eyes.minilm import MiniLM
-from regard.tokens import Question, VisualTokens
+from regard.tokens import Question, VisualTokens, grid_boxes
 
 LONGEST_QUESTION = 200  # words
 _NEAR = 1024  # pixels, the longest side that the near look has, as nearly as a power of two allows
@@ -78,7 +78,7 @@ class EmbeddedEye:
         h, w = features.shape[:2]
         return VisualTokens(
             features.flatten(0, 1)[None],
-            _boxes(image.width, image.height, h, w),
+            grid_boxes(_edges(image.width, w), _edges(image.height, h)),
             aligned=aligned.flatten(0, 1)[None],
             grid=(1, h, w),
         )
@@ -89,9 +89,8 @@ class EmbeddedEye:
             return own
         near = min(2.0, 2.0 ** round(math.log2(_NEAR / max(pixels.shape[-2:]))))
         weights = {near / 2: 0.5, near: 1.0} | ({1.0: 0.5} if near < 1 else {})
-        return torch.stack([w * (own if scale == 1 else self._at(pixels, scale)) for scale, w in weights.items()]).sum(
-            0
-        )
+        looks = [weight * (own if scale == 1 else self._at(pixels, scale)) for scale, weight in weights.items()]
+        return torch.stack(looks).sum(dim=0)
 
     def _at(self, pixels: Float[Tensor, "1 3 H W"], scale: float) -> Float[Tensor, "h w c"]:
         """Logits at twice the size, the maximum of each cell's 2 x 2, or at a fraction of it, interpolated."""
@@ -139,8 +138,6 @@ def _smooth(x: Float[Tensor, "h w c"]) -> Float[Tensor, "h w c"]:
     return F.avg_pool2d(x.permute(2, 0, 1)[None], 3, 1, 1, count_include_pad=False)[0].permute(1, 2, 0)
 
 
-def _boxes(width: int, height: int, h: int, w: int) -> Float[Tensor, "1 n 4"]:
-    x = torch.arange(w + 1).mul(STRIDE).clamp(max=width) / width
-    y = torch.arange(h + 1).mul(STRIDE).clamp(max=height) / height
-    edges = (x[:-1].expand(h, w), y[:-1, None].expand(h, w), x[1:].expand(h, w), y[1:, None].expand(h, w))
-    return torch.stack(edges, dim=-1).reshape(1, h * w, 4)
+def _edges(side: int, cells: int) -> Float[Tensor, " c1"]:
+    """Where cells of 32 pixels begin and end, in parts of the side; the last ends with the image."""
+    return torch.arange(cells + 1).mul(STRIDE).clamp(max=side) / side

@@ -16,6 +16,7 @@ _VIRIDIS = np.array(
     ],
     dtype=np.float64,
 )  # fmt: skip
+_OPACITY = 0.62
 
 
 def preview(record: Record) -> Image.Image:
@@ -32,7 +33,7 @@ def heat_map(record: Record, look: Look) -> Image.Image:
     return Image.fromarray((dark + (np.asarray(photo) - dark) * level[..., None]).round().astype(np.uint8))
 
 
-def relevance_map(record: Record, question: int, opacity: float = 0.62) -> Image.Image:
+def relevance_map(record: Record, question: int) -> Image.Image:
     """The photo under the eye's own relevance to one question, from the lowest (dark) to the highest (bright)."""
     relevance = np.array(record.relevance[question])
     low, high = relevance.min(), relevance.max()
@@ -41,15 +42,15 @@ def relevance_map(record: Record, question: int, opacity: float = 0.62) -> Image
     step = np.floor(position).astype(int).clip(0, len(_VIRIDIS) - 2)
     colour = _VIRIDIS[step] + (_VIRIDIS[step + 1] - _VIRIDIS[step]) * (position - step)[..., None]
     grey = np.asarray(photo.convert("L").convert("RGB"))
-    return Image.fromarray((grey * (1 - opacity) + colour * opacity).round().astype(np.uint8))
+    return Image.fromarray((grey * (1 - _OPACITY) + colour * _OPACITY).round().astype(np.uint8))
 
 
-def sheet(record: Record, allocators: list[str] | None = None, width: int = 1500) -> Image.Image:
+def sheet(record: Record) -> Image.Image:
     """One row a question: the photo, the relevance, and each allocator's heat map, with their names."""
-    names = list(dict.fromkeys(look.allocator for look in record.looks)) if allocators is None else allocators
+    columns = 2 + len({look.allocator for look in record.looks})
     photo = preview(record)
-    gap, text = 8, 22
-    w = (width - gap * (len(names) + 3)) // (len(names) + 2)
+    width, gap, text = 1500, 8, 22
+    w = (width - gap * (columns + 1)) // columns
     h = round(w * photo.height / photo.width)
     page = Image.new("RGB", (width, (h + 2 * text + gap) * len(record.questions) + gap), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(15)
@@ -58,7 +59,7 @@ def sheet(record: Record, allocators: list[str] | None = None, width: int = 1500
         draw.text((gap, y), f"“{question}”  and the share of the tokens on the quarter nearest to it", "black", font)
         cells = [("the photo", photo), ("relevance", relevance_map(record, row))]
         for look in record.looks:
-            if look.question == row and look.allocator in names:
+            if look.question == row:
                 title = f"{look.allocator}, {look.nearest_quarter:.0%}"
                 cells.append((title, heat_map(record, look)))
         for column, (title, picture) in enumerate(cells):
