@@ -22,6 +22,7 @@ ORDER = [
     {"attention"},
     {"relevance"},
     {"allocate"},
+    {"recorded"},
     {"eyes"},
     {"mechanisms"},
     {"vlm"},

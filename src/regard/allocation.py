@@ -155,6 +155,11 @@ class Allocation:
         """(B, K), True where an output is real, mask or no mask."""
         return torch.ones_like(self.anchor, dtype=torch.bool) if self.mask is None else self.mask
 
+    def images(self, rows: Int[Tensor, " r"]) -> "Allocation":
+        """The readings of a part of the batch."""
+        gain, mask = (None if x is None else x[rows] for x in (self.gain, self.mask))
+        return replace(self, reading=self.reading.images(rows), anchor=self.anchor[rows], gain=gain, mask=mask)
+
     def apply(self, tokens: Readable) -> Readable:
         """Read the tokens: (B, N, D) -> (B, K, D), or all that belongs to VisualTokens at once.
 

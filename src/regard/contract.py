@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,6 @@ from regard.allocation import Allocation
 from regard.errors import BudgetError, DataError
 from regard.reading import Mixed
 from regard.tokens import Question, VisualTokens
-
-
-class Allocates(Protocol):
-    """Anything that decides."""
-
-    def allocate(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation: ...
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,23 @@
 """The main job: one picture, some questions, and where each way of spending a token budget looks."""
 
-import base64
-import io
-import math
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import partial
-from pathlib import Path
 
 import PIL.Image
-import torch
 
-from regard import __version__
 from regard.allocate import Allocator, catalogue, checked_budget, load, missing_needs, name_of
 from regard.allocation import Allocation
 from regard.cost.language import QWEN2_5_7B
 from regard.errors import BudgetError, DataError
 from regard.eyes import Eye
-from regard.images import load_image_with_notes
-from regard.pixels import one_line
-from regard.record import Look, Picture, Record, Step
+from regard.record import Look, Record
+from regard.recorded import boxes_of, look_of, made_by, read_picture, relevance_of
 from regard.tokens import Question, VisualTokens
 
 PROMPT_TOKENS = 64  # text of a short question in its chat template
-PREVIEW = 1024  # pixels, the longest side
 
 
 def look(
@@ -51,7 +42,7 @@ def look(
     chosen = None if named is None else [_seeded(a, seed) for a in named]
     _check_amount(budget, keep)
     seconds: dict[str, float] = {}
-    picture, preview = _timed(seconds, "read", progress, partial(_read, image))
+    picture, preview = _timed(seconds, "read", progress, partial(read_picture, image))
     eye = eye or _timed(seconds, "load", progress, _embedded)
     asked = [eye.ask(text) for text in questions]
     tokens = _timed(seconds, "encode", progress, partial(eye.look, picture))
@@ -64,20 +55,14 @@ def look(
         picture=preview,
         eye=eye.name,
         questions=questions,
-        boxes=tuple(tuple(round(side, 6) for side in box) for box in tokens.boxes[0].tolist()),
-        relevance=tuple(tuple(float(f"{r:.6g}") for r in tokens.relevance(q)[0].tolist()) for q in asked),
+        boxes=boxes_of(tokens),
+        relevance=relevance_of(tokens, asked),
         grid=tokens.grid,
         looks=tuple(_looks(tokens, asked, chosen, amount, progress)),
         language_model=QWEN2_5_7B.name,
         prompt_tokens=PROMPT_TOKENS,
         seconds=seconds,
-        made={
-            "regard": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "seed": str(seed),
-        },
+        made=made_by(seed),
     )
 
 
@@ -89,7 +74,6 @@ def _looks(
     progress: Callable[[str], None],
 ) -> Iterator[Look]:
     """Every allocator's answer to every question; one that needs no question decides once."""
-    n = int(tokens.valid.sum())
     decided: dict[tuple[str, int | None], tuple[Allocation, float]] = {}
     for number, question in enumerate(asked):
         for name, allocator in zip(_names(allocators), allocators, strict=True):
@@ -98,19 +82,17 @@ def _looks(
                 progress(f"decide: {name}")
                 decided[key] = _decide(tokens, question, allocator, budget)
             allocation, seconds = decided[key]
-            kept = int(allocation.valid.sum())
-            yield Look(
-                question=number,
-                allocator=name,
-                fields={f: value if _is_plain(value) else repr(value) for f, value in asdict(allocator).items()},
+            yield look_of(
+                tokens,
+                question,
+                allocation,
+                number=number,
+                name=name,
+                allocator=allocator,
                 budget=budget,
-                tokens_in=n,
-                tokens_out=kept,
                 seconds=seconds,
-                nearest_quarter=nearest_quarter(tokens, question, allocation),
-                macs_before=QWEN2_5_7B.prefill_macs(n + PROMPT_TOKENS),
-                macs_after=QWEN2_5_7B.prefill_macs(kept + PROMPT_TOKENS),
-                steps=(Step(0, allocation.to_dict()),),
+                model=QWEN2_5_7B,
+                prompt_tokens=PROMPT_TOKENS,
             )
 
 
@@ -122,19 +104,6 @@ def _names(allocators: Sequence[Allocator]) -> list[str]:
         twins = sum(other.rpartition("-")[0] == name or other == name for other in names)
         names.append(f"{name}-{twins + 1}" if twins else name)
     return names
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, str | int | None) or (isinstance(value, float) and math.isfinite(value))
-
-
-def nearest_quarter(tokens: VisualTokens, question: Question, allocation: Allocation) -> float:
-    """The share of the tokens spent on the quarter of the inputs nearest to the question: 0.25 is blind."""
-    relevance = tokens.relevance(question).masked_fill(~tokens.valid, -torch.inf)[0]
-    count = max(1, int(tokens.valid.sum()) // 4)
-    nearest = relevance.sort(descending=True, stable=True).indices[:count]
-    spent = allocation.spent()[0]
-    return float(spent[nearest].sum() / spent.sum())
 
 
 def _decide(tokens: VisualTokens, question: Question, allocator: Allocator, budget: int) -> tuple[Allocation, float]:
@@ -185,14 +154,3 @@ def _timed(seconds: dict[str, float], stage: str, progress: Callable[[str], None
     done = work()
     seconds[stage] = round(time.perf_counter() - start, 4)
     return done
-
-
-def _read(source: str | os.PathLike | bytes | PIL.Image.Image) -> tuple[PIL.Image.Image, Picture]:
-    image, notes = load_image_with_notes(source)
-    name = one_line(Path(source).name) if isinstance(source, str | os.PathLike) else "image"
-    small = image.copy()
-    small.thumbnail((PREVIEW, PREVIEW), PIL.Image.Resampling.LANCZOS, reducing_gap=2.0)
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=85, optimize=True)
-    preview = base64.b64encode(file.getvalue()).decode("ascii")
-    return image, Picture(name, image.width, image.height, preview, notes)

@@ -52,6 +52,10 @@ class Reading(ABC):
     def order(self, rows: Int[Tensor, "b k"]) -> "Reading":
         """The same reading with its rows in another order: row i becomes old row `rows[:, i]`."""
 
+    @abstractmethod
+    def images(self, rows: Int[Tensor, " r"]) -> "Reading":
+        """The readings of a part of the batch."""
+
 
 @dataclass(frozen=True, eq=False)
 class Selected(Reading):
@@ -93,6 +97,9 @@ class Selected(Reading):
 
     def order(self, rows: Int[Tensor, "b k"]) -> "Selected":
         return Selected(self.index.gather(1, rows), self.n_in)
+
+    def images(self, rows: Int[Tensor, " r"]) -> "Selected":
+        return Selected(self.index[rows], self.n_in)
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "select", "index": self.index.tolist()}
@@ -165,6 +172,9 @@ class Grouped(Reading):
         group = torch.where(self.group >= 0, place.gather(1, self.group.clamp(min=0)), -1)
         return Grouped(group, self.weight, self.n_out)
 
+    def images(self, rows: Int[Tensor, " r"]) -> "Grouped":
+        return Grouped(self.group[rows], self.weight[rows], self.n_out)
+
 
 @dataclass(frozen=True, eq=False)
 class Mixed(Reading):
@@ -209,6 +219,9 @@ class Mixed(Reading):
 
     def order(self, rows: Int[Tensor, "b k"]) -> "Mixed":
         return Mixed(self.weights.gather(1, rows[..., None].expand_as(self.weights)))
+
+    def images(self, rows: Int[Tensor, " r"]) -> "Mixed":
+        return Mixed(self.weights[rows])
 
 
 def normalised(group: Tensor, n_out: int, weight: Tensor | None) -> Tensor:

@@ -122,7 +122,7 @@ class Record:
         if [len(values) for values in self.relevance] != [n] * len(self.questions):
             raise ValueError("relevance must have a value for each question and token")
         for look in self.looks:
-            if look.question not in range(len(self.questions)) or not look.steps or not 1 <= look.tokens_out <= n:
+            if look.question not in range(len(self.questions)) or not look.steps or not 0 <= look.tokens_out <= n:
                 raise ValueError(f"the look of {look.allocator} fits neither the questions nor the tokens")
             if look.steps[0].allocation["n_in"] != n:
                 raise ValueError(f"the look of {look.allocator} reads {look.steps[0].allocation['n_in']} of {n} tokens")

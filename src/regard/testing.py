@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from regard.contract import RULES, Allocates, Case
+from regard.allocate import Allocates
+from regard.contract import RULES, Case
 from regard.tokens import Question, VisualTokens
 
 __all__ = ["RULES", "check_allocator"]

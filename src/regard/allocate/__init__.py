@@ -10,10 +10,10 @@ from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
 from typing import Any
 
-from regard.allocate._base import Allocator, checked_budget, missing_needs, top_slots
+from regard.allocate._base import Allocates, Allocator, checked_budget, missing_needs, top_slots
 from regard.errors import ModelError
 
-__all__ = ["Allocator", "catalogue", "checked_budget", "load", "missing_needs", "name_of", "top_slots"]
+__all__ = ["Allocates", "Allocator", "catalogue", "checked_budget", "load", "missing_needs", "name_of", "top_slots"]
 
 
 def catalogue() -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import operator
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, Protocol, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +13,12 @@ from regard.allocation import Allocation
 from regard.errors import BudgetError, DataError, ShapeError
 from regard.reading import Grouped, Mixed, Reading, Selected
 from regard.tokens import Question, VisualTokens
+
+
+class Allocates(Protocol):
+    """Anything that decides."""
+
+    def allocate(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation: ...
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,15 @@ class Allocator(ABC):
         if question is not None and len(question.features) != len(tokens.features):
             asked, seen = len(question.features), len(tokens.features)
             raise ShapeError(f"{asked} questions for {seen} images: one each is needed")
+
+    def clean(self, what: str, values: Tensor, valid: Tensor) -> Tensor:
+        """What the allocator scores by, ready for arithmetic: detached, in float32 at least, 0 where it is no token.
+
+        values: (B, N, ...). Raises DataError where a valid token's are inf or NaN.
+        """
+        self.check_finite(what, values, valid)
+        values = values.detach().to(torch.promote_types(values.dtype, torch.float32))
+        return values.masked_fill(~(valid if values.ndim == 2 else valid[..., None]), 0)
 
     def check_finite(self, what: str, values: Tensor, valid: Tensor) -> None:
         """Raise DataError where what the allocator scores by is inf or NaN at a valid token. values: (B, N, ...)."""

@@ -5,11 +5,15 @@ not skip the masked half do), and the logits of the last position. Not counted: 
 """
 
 from dataclasses import dataclass
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """The sizes that decide the cost of a Llama-style decoder with grouped-query attention and a gated feed-forward."""
+    """The sizes that decide the cost of a Llama-style decoder with grouped-query attention and a gated feed-forward.
+
+    head_size: of one head, where it is not hidden / heads.
+    """
 
     name: str
     layers: int
@@ -18,10 +22,26 @@ class LanguageModel:
     kv_heads: int
     feed_forward: int
     vocabulary: int
+    head_size: int = 0
 
-    @property
-    def head_size(self) -> int:
-        return self.hidden // self.heads
+    def __post_init__(self) -> None:
+        if not self.head_size:
+            object.__setattr__(self, "head_size", self.hidden // self.heads)
+
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        """The sizes of a Hugging Face model's language model, from its configuration."""
+        text = config.get_text_config()
+        return cls(
+            f"{config.model_type}'s {text.model_type}",
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            heads=text.num_attention_heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
+            feed_forward=text.intermediate_size,
+            vocabulary=text.vocab_size,
+            head_size=getattr(text, "head_dim", None) or 0,
+        )
 
     def prefill_macs(self, tokens: int) -> int:
         """MACs to read a prompt of `tokens` and give the logits of its last position."""

@@ -1,0 +1,124 @@
+"""From what was decided to the plain data of a Record."""
+
+import base64
+import io
+import math
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+
+from regard import __version__
+from regard.allocate import Allocates, Allocator, name_of
+from regard.allocation import Allocation
+from regard.cost.language import LanguageModel
+from regard.images import load_image_with_notes
+from regard.pixels import one_line
+from regard.record import Look, Picture, Step
+from regard.tokens import Question, VisualTokens
+
+PREVIEW = 1024  # pixels, the longest side
+
+
+def look_of(
+    tokens: VisualTokens,
+    question: Question,
+    allocation: Allocation,
+    *,
+    number: int,
+    name: str,
+    allocator: Allocates,
+    budget: int,
+    seconds: float,
+    model: LanguageModel,
+    prompt_tokens: int,
+) -> Look:
+    """One allocator's answer to question `number`, for tokens of one image. prompt_tokens: all others of the prompt."""
+    n, kept = int(tokens.valid.sum()), int(allocation.valid.sum())
+    return Look(
+        question=number,
+        allocator=name,
+        fields=fields_of(allocator),
+        budget=budget,
+        tokens_in=n,
+        tokens_out=kept,
+        seconds=seconds,
+        nearest_quarter=nearest_quarter(tokens, question, allocation),
+        macs_before=model.prefill_macs(n + prompt_tokens),
+        macs_after=model.prefill_macs(kept + prompt_tokens),
+        steps=(Step(0, allocation.to_dict()),),
+    )
+
+
+def name_of_any(allocator: Allocates) -> str:
+    """The allocator's name in the catalogue, its class's where it has none."""
+    return name_of(allocator) if isinstance(allocator, Allocator) else type(allocator).__name__
+
+
+def fields_of(allocator: Allocates) -> dict[str, Any]:
+    """An allocator's parameters as plain data; what is not plain as its repr."""
+    if not is_dataclass(allocator) or isinstance(allocator, type):
+        return {}
+    return {name: value if _is_plain(value) else repr(value) for name, value in asdict(allocator).items()}
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | None) or (isinstance(value, float) and math.isfinite(value))
+
+
+def nearest_quarter(tokens: VisualTokens, question: Question, allocation: Allocation) -> float:
+    """The share of the tokens spent on the quarter of the inputs nearest to the question: 0.25 is blind."""
+    relevance = tokens.relevance(question).masked_fill(~tokens.valid, -torch.inf)[0]
+    count = max(1, int(tokens.valid.sum()) // 4)
+    nearest = relevance.sort(descending=True, stable=True).indices[:count]
+    spent = allocation.spent()[0]
+    return float(spent[nearest].sum() / spent.sum().clamp(min=1))
+
+
+def boxes_of(tokens: VisualTokens) -> tuple[tuple[float, ...], ...]:
+    """The boxes of one image's tokens, as a Record has them."""
+    return tuple(tuple(round(side, 6) for side in box) for box in tokens.boxes[0].tolist())
+
+
+def relevance_of(tokens: VisualTokens, questions: Sequence[Question]) -> tuple[tuple[float, ...], ...]:
+    """The relevance of one image's tokens to each question, as a Record has it."""
+    return tuple(tuple(float(f"{r:.6g}") for r in tokens.relevance(q)[0].tolist()) for q in questions)
+
+
+def made_by(seed: int) -> dict[str, str]:
+    """Versions, machine and seed."""
+    return {
+        "regard": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "seed": str(seed),
+    }
+
+
+def read_picture(source: str | os.PathLike | bytes | PIL.Image.Image) -> tuple[PIL.Image.Image, Picture]:
+    """The image, strictly read, and the small copy that a Record holds. Raises ImageError."""
+    image, notes = load_image_with_notes(source)
+    name = one_line(Path(source).name) if isinstance(source, str | os.PathLike) else "image"
+    return image, Picture(name, image.width, image.height, _small(image), notes)
+
+
+def blank_picture(name: str, grid: tuple[int, int, int] | None) -> Picture:
+    """A grey stand-in of the grid's shape, where the photo is not at hand."""
+    _, h, w = grid or (1, 1, 1)
+    scale = max(1, 512 // max(h, w))
+    image = PIL.Image.new("RGB", (w * scale, h * scale), (190, 190, 190))
+    return Picture(name, image.width, image.height, _small(image))
+
+
+def _small(image: PIL.Image.Image) -> str:
+    small = image.copy()
+    small.thumbnail((PREVIEW, PREVIEW), PIL.Image.Resampling.LANCZOS, reducing_gap=2.0)
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=85, optimize=True)
+    return base64.b64encode(file.getvalue()).decode("ascii")

@@ -1,0 +1,125 @@
+"""The model inside whatever wraps it, and what has to hold before its inputs can be shortened."""
+
+import re
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regard.errors import DataError, ModelError
+from regard.vlm import Family, family_of
+
+OLDEST = (5, 18)  # the first transformers whose models take encoded images
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A vision-language model. model: without adapters' wrappers; base: without its head; text: its text config."""
+
+    model: nn.Module
+    base: nn.Module
+    family: Family
+    config: Any
+
+    @property
+    def text(self) -> Any:
+        return self.config.get_text_config()
+
+    @property
+    def image_token(self) -> int:
+        return self.config.image_token_id
+
+
+def opened(model: nn.Module) -> Opened:
+    """Find the Hugging Face model in `model`. Raises ModelError where there is none that can be shortened."""
+    bare = _unwrapped(model)
+    config = getattr(bare, "config", None)
+    if config is None:
+        raise ModelError(f"expected a Hugging Face vision-language model, got {type(model).__name__}")
+    family = family_of(config)
+    version = sys.modules["transformers"].__version__
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST:
+        raise ModelError(f"transformers {version} does not take encoded images: pip install 'transformers>=5.18'")
+    if bare.training and getattr(bare, "is_gradient_checkpointing", False):
+        raise ModelError("the model is in training mode with gradient checkpointing: call model.eval() first")
+    return Opened(bare, bare.base_model, family, config)  # pyright: ignore[reportArgumentType]
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    if hasattr(model, "_orig_mod"):  # of torch.compile
+        model = model._orig_mod  # pyright: ignore[reportAssignmentType]
+    peft = sys.modules.get("peft")
+    wrapped = peft is not None and isinstance(model, peft.PeftModel)
+    return model.get_base_model() if wrapped else model  # pyright: ignore[reportCallIssue]
+
+
+def checked_inputs(vlm: Opened, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs as a dict of its own. Raises DataError where they cannot be shortened."""
+    given = {name: value for name, value in inputs.items() if value is not None}
+    if "mm_encoder_outputs" in given:
+        raise DataError("these inputs are shortened already: shorten the processor's own inputs")
+    if "pixel_values_videos" in given:
+        raise DataError("the inputs have a video: shorten takes images only")
+    if "pixel_values" not in given or not len(given["pixel_values"]):
+        raise DataError("the inputs have no image (no pixel_values): there is nothing to shorten")
+    ids = given.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.ndim != 2:
+        raise DataError(
+            "the inputs need input_ids of shape (B, L): take what the processor returns for return_tensors='pt'"
+        )
+    mask = given.get("attention_mask")
+    if mask is not None and mask.shape != ids.shape:
+        raise DataError(f"attention_mask must have the shape of input_ids {tuple(ids.shape)}, got {tuple(mask.shape)}")
+    _check_devices(vlm, given)
+    return given
+
+
+def _check_devices(vlm: Opened, inputs: dict[str, Any]) -> None:
+    places = {name: value.device for name, value in inputs.items() if isinstance(value, Tensor)}
+    model = next(vlm.model.parameters()).device
+    spread = getattr(vlm.model, "hf_device_map", None) is not None  # its own hooks move what it is given
+    wrong = [f"{name} on {place}" for name, place in places.items() if place != places["input_ids"]]
+    if wrong or (not spread and places["input_ids"] != model):
+        where = ", ".join(wrong) or f"input_ids on {places['input_ids']}"
+        raise DataError(
+            f"the inputs and the model ({model}) are on different devices ({where}): inputs.to(model.device)"
+        )
+
+
+def caution(vlm: Opened, length: int) -> str | None:
+    """What cannot be promised of this model, in one line; None where all is exact. length: tokens of the prompt."""
+    text = vlm.text
+    window = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None) or []
+    if window is None or window >= length or (kinds and "sliding_attention" not in kinds):
+        return None
+    if getattr(text, "use_sliding_window", True) is False:
+        return None
+    return (
+        f"{vlm.config.model_type} attends within windows of {window} tokens and the prompt has {length}: with fewer "
+        "tokens a window reaches further back, so the result is near, but not equal, to masking the dropped tokens"
+    )
+
+
+class Clock:
+    """Seconds of each stage, after all the work that the device was given for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self._last = self._now()
+
+    def lap(self, stage: str) -> None:
+        """The stage that ends now."""
+        now = self._now()
+        self.seconds[stage] = now - self._last
+        self._last = now
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()

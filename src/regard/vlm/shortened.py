@@ -1,0 +1,170 @@
+"""What `shorten` returns: inputs for the model, and what was decided about them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.allocate import Allocates
+from regard.allocation import Allocation
+from regard.cost.language import LanguageModel
+from regard.errors import DataError, ShapeError
+from regard.record import Picture, Record
+from regard.recorded import blank_picture, boxes_of, look_of, made_by, name_of_any, relevance_of
+from regard.tokens import Question, VisualTokens
+from regard.vlm.opened import Opened
+from regard.vlm.prompt import tokenizer_of
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """One image. tokens: B = 1, as the allocator got them. row: its prompt. budget: at most its tokens."""
+
+    tokens: VisualTokens
+    row: int
+    allocation: Allocation
+    budget: int
+
+
+class Shortened(Mapping[str, Any]):
+    """Inputs with fewer visual tokens: a mapping for `model(**short)` and `model.generate(**short)`.
+
+    seconds: "place" (finding the images in the prompt), "encode" (the vision encoder), "attention" (what an allocator
+    needs from it), "decide", "shorten". caution: in one line, what is not exact for this model; None where all is.
+    """
+
+    def __init__(
+        self,
+        inputs: dict[str, Any],
+        vlm: Opened,
+        allocator: Allocates,
+        decisions: list[Decision],
+        ask: Callable[[], Question],
+        lengths: list[int],
+        seconds: dict[str, float],
+        caution: str | None,
+        processor: Any,
+    ) -> None:
+        self._inputs = inputs
+        self._vlm = vlm
+        self._allocator = allocator
+        self._decisions = decisions
+        self._ask = ask
+        self._lengths = lengths
+        self._processor = processor
+        self.seconds = seconds
+        self.caution = caution
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._inputs[name]
+        if name == "mm_encoder_outputs":  # generate writes into it when it has beams
+            return {modality: copy(output) for modality, output in value.items()}
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._inputs)
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def __repr__(self) -> str:
+        return f"Shortened({self.tokens_in} -> {self.tokens_out} visual tokens, prompt {tuple(self.mask.shape)})"
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, L'), the attention mask of the shortened prompt."""
+        return self._inputs["attention_mask"]
+
+    @property
+    def allocations(self) -> tuple[Allocation, ...]:
+        """One for each image, in the order of the prompt, each of a batch of one."""
+        return tuple(decision.allocation for decision in self._decisions)
+
+    @property
+    def tokens(self) -> tuple[VisualTokens, ...]:
+        """The images as the allocator got them, each a batch of one."""
+        return tuple(decision.tokens for decision in self._decisions)
+
+    @property
+    def tokens_in(self) -> int:
+        """Visual tokens before, of all images."""
+        return sum(decision.allocation.n_in for decision in self._decisions)
+
+    @property
+    def tokens_out(self) -> int:
+        """Visual tokens left, of all images."""
+        return sum(decision.allocation.n_out for decision in self._decisions)
+
+    def new_tokens(self, output: Any) -> Tensor:
+        """What `generate` added to the shortened prompt, (B, T). output: its tensor, or its output with `sequences`."""
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        return sequences[:, self.mask.shape[1] :]
+
+    def decode(self, output: Any) -> list[str]:
+        """The answers in words, one for each prompt (and beam). output: what `generate` returned."""
+        return tokenizer_of(self._vlm, self._processor).batch_decode(self.new_tokens(output), skip_special_tokens=True)
+
+    def continued(self, sequences: Tensor) -> dict[str, Tensor]:
+        """Inputs of a later turn: `generate(**short.continued(ids), past_key_values=...)` with this prompt's cache.
+
+        sequences: (B, L' + T), what `generate` returned with the next turn's tokens after it.
+        """
+        mask, positions = self.mask, self._inputs["position_ids"]
+        more = sequences.shape[1] - mask.shape[1]
+        if more < 1 or len(sequences) != len(mask):
+            want = f"({len(mask)}, over {mask.shape[1]})"
+            raise ShapeError(f"sequences must go on from the shortened prompt, {want}, got {tuple(sequences.shape)}")
+        steps = torch.arange(1, more + 1, device=positions.device)
+        return {
+            "input_ids": sequences,
+            "attention_mask": torch.cat((mask, mask.new_ones(len(mask), more)), dim=1),
+            "position_ids": torch.cat((positions, positions.amax(dim=-1, keepdim=True) + steps), dim=-1),
+        }
+
+    @property
+    def record(self) -> Record:
+        """What was done, for pictures and tables, where there is one image; `records` has one for each image."""
+        if len(self._decisions) != 1:
+            raise DataError(f"there are {len(self._decisions)} images: take .records, which has one Record for each")
+        return self.records()[0]
+
+    def records(self, pictures: Sequence[Picture] | None = None) -> list[Record]:
+        """One Record an image. pictures: what to show for each; by default a grey stand-in."""
+        model = LanguageModel.of(self._vlm.config)
+        question = self._ask()
+        records = []
+        for number, decision in enumerate(self._decisions):
+            tokens = decision.tokens
+            asked = question.images(torch.tensor([decision.row]))
+            others = self._lengths[decision.row] - tokens.features.shape[1]
+            look = look_of(
+                tokens,
+                asked,
+                decision.allocation,
+                number=0,
+                name=name_of_any(self._allocator),
+                allocator=self._allocator,
+                budget=decision.budget,
+                seconds=self.seconds["decide"],
+                model=model,
+                prompt_tokens=others,
+            )
+            blank = blank_picture(f"image {number + 1}", tokens.grid)
+            record = Record(
+                picture=blank if pictures is None else pictures[number],
+                eye=f"{self._vlm.config.model_type} vision encoder",
+                questions=(question.text or "the prompt",),
+                boxes=boxes_of(tokens),
+                relevance=relevance_of(tokens, [asked]),
+                grid=tokens.grid,
+                looks=(look,),
+                language_model=model.name,
+                prompt_tokens=others,
+                seconds=dict(self.seconds),
+                made=made_by(getattr(self._allocator, "seed", 0)),
+            )
+            records.append(record)
+        return records
