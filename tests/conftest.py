@@ -21,3 +21,27 @@ def unchecked():
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def vlm_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("vlms")
+
+
+@pytest.fixture(scope="session")
+def models(vlm_folder):
+    """Each family's model, saved, and loaded once for each kernel."""
+    import tiny_vlms  # it imports transformers, which most tests do without
+
+    loaded = {}
+
+    def get(name: str, kernel: str = "sdpa"):
+        kernel = "eager" if name == "paligemma2" else kernel  # Gemma 2 has no other
+        if (name, kernel) not in loaded:
+            path = vlm_folder / name
+            if not path.exists():
+                tiny_vlms.build(name, vlm_folder)
+            loaded[name, kernel] = tiny_vlms.load(path, attn_implementation=kernel)
+        return loaded[name, kernel]
+
+    return get

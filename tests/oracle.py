@@ -1,14 +1,15 @@
 """The untouched model, seeing all tokens but with some masked out of attention: what shortening has to equal."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tiny_vlms import IMAGE
 
 
-def positions_of(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+def positions_of(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """Position ids of the whole prompt, counted here: (B, L) or (3, B, L)."""
     mask = inputs["attention_mask"]
     if "image_grid_thw" in inputs:
@@ -34,7 +35,7 @@ def kept_columns(inputs: dict[str, Tensor], allocations: Sequence, rows: Sequenc
     return keep
 
 
-def features_of(model: nn.Module, inputs: dict[str, Tensor]) -> dict:
+def features_of(model: Any, inputs: dict[str, Tensor]) -> dict:
     """The images, encoded by the model's own function."""
     names = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask")
     given = {name: inputs[name] for name in names if name in inputs}
@@ -66,7 +67,7 @@ def _merged(features, allocations: Sequence):
 
 
 @torch.no_grad()
-def logits(model: nn.Module, inputs: dict, keep: Tensor, positions: Tensor, encoded: dict | None = None) -> Tensor:
+def logits(model: Any, inputs: dict, keep: Tensor, positions: Tensor, encoded: dict | None = None) -> Tensor:
     """(B, L, V) of the untouched model with everything but `keep` masked out of attention."""
     given = {**inputs, "attention_mask": keep.long(), "position_ids": positions}
     if encoded is not None:
@@ -76,7 +77,7 @@ def logits(model: nn.Module, inputs: dict, keep: Tensor, positions: Tensor, enco
     return model(**given, use_cache=False).logits
 
 
-def greedy(model: nn.Module, inputs: dict, keep: Tensor, positions: Tensor, steps: int, banned: list[int]) -> Tensor:
+def greedy(model: Any, inputs: dict, keep: Tensor, positions: Tensor, steps: int, banned: list[int]) -> Tensor:
     """(B, steps) tokens, chosen one by one with the whole prompt read anew for each; left-padded prompts only."""
     inputs, chosen = dict(inputs), []
     for _ in range(steps):

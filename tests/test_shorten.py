@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-import oracle
 import pytest
-import tiny_vlms as tiny
 import torch
 
+import oracle
+import tiny_vlms as tiny
 from regard.allocation import Allocation
 from regard.vlm.shorten import shorten
 
@@ -24,28 +24,6 @@ class Merge:
         weight = torch.rand(batch, n, generator=torch.Generator().manual_seed(3)) + 0.1
         gain = torch.where(torch.arange(budget) % 2 == 0, 1.0, 1.5).expand(batch, budget)
         return Allocation.merge(group, budget, weight, boxes=tokens.boxes, gain=gain)
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("vlms")
-
-
-@pytest.fixture(scope="session")
-def models(folder):
-    """Each family's model, saved, and loaded once for each kernel."""
-    loaded = {}
-
-    def get(name: str, kernel: str = "sdpa"):
-        kernel = "eager" if name == "paligemma2" else kernel  # Gemma 2 has no other
-        if (name, kernel) not in loaded:
-            path = folder / name
-            if not path.exists():
-                tiny.build(name, folder)
-            loaded[name, kernel] = tiny.load(path, attn_implementation=kernel)
-        return loaded[name, kernel]
-
-    return get
 
 
 def rows_of(pictures):
@@ -157,7 +135,7 @@ def test_merging_is_the_model_with_merged_rows(models, name):
 def test_what_would_be_wrong_is_seen_to_be_wrong(models, name):
     """Renumbered positions, features in another order, and deep features in another order."""
     model, inputs = models(name), tiny.inputs(name, [1])
-    compact = shorten(model, inputs, "random", budget=4, positions="compact")
+    compact = shorten(model, inputs, "random", budget=1, positions="compact")
     assert compare(model, inputs, compact, [1]) > 100 * NEAR
     for field in ("pooler_output", "deepstack_features"):
         short = shorten(model, inputs, "random", budget=4)
@@ -217,15 +195,20 @@ def test_a_static_cache_and_a_prefill_in_chunks_change_nothing(models, name):
     short = shorten(model, inputs, "random", budget=4)
     options = {"max_new_tokens": 5, "do_sample": False}
     want = model.generate(**short, **options)
-    assert torch.equal(model.generate(**short, **options, cache_implementation="static", disable_compile=True), want)
+    if name != "paligemma2":  # has no static cache, shortened or not
+        static = model.generate(**short, **options, cache_implementation="static", disable_compile=True)
+        assert torch.equal(static, want)
     if "paligemma" not in name:  # its prefix attends both ways, which chunks cannot
         assert torch.equal(model.generate(**short, **options, prefill_chunk_size=5), want)
 
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)
-def test_half_precision(models, folder, name):
+def test_half_precision(models, vlm_folder, name):
     models(name)
-    model, inputs = tiny.load(folder / name, dtype=torch.bfloat16, attn_implementation="eager"), tiny.inputs(name, [1, 2])
+    model, inputs = (
+        tiny.load(vlm_folder / name, dtype=torch.bfloat16, attn_implementation="eager"),
+        tiny.inputs(name, [1, 2]),
+    )
     whole = shorten(model, inputs, "random", keep=1.0)
     with torch.no_grad():
         want = model(**inputs, position_ids=whole["position_ids"]).logits

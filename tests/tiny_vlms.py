@@ -1,8 +1,8 @@
 """Tiny models of every family with random weights, and inputs for them like their processors'."""
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -37,45 +37,40 @@ QWEN = {
 }
 
 
-def config(name: str) -> transformers.PreTrainedConfig:
-    t = transformers
+def parts(name: str) -> dict:
+    """The configuration of a family's tiny model."""
     llava = {"image_token_index": IMAGE, "text_config": text("llama")}
+    clip = vision("clip_vision_model", projection_dim=16)
+    siglip = vision("siglip_vision_model", vision_use_head=False)
     if name == "llava":
-        return t.LlavaConfig(vision_config=vision("clip_vision_model", projection_dim=16), **llava)
+        return {"vision_config": clip, **llava}
     if name == "llava_siglip":
-        siglip = vision("siglip_vision_model", vision_use_head=False)
-        return t.LlavaConfig(vision_config=siglip, vision_feature_select_strategy="full", **llava)
+        return {"vision_config": siglip, "vision_feature_select_strategy": "full", **llava}
     if name == "llava_next":
-        pinpoints = [[28, 56], [56, 28], [56, 56]]
-        clip = vision("clip_vision_model", projection_dim=16)
-        return t.LlavaNextConfig(vision_config=clip, image_grid_pinpoints=pinpoints, **llava)
+        return {"vision_config": clip, "image_grid_pinpoints": [[28, 56], [56, 28], [56, 56]], **llava}
     if name == "qwen2_vl":
         seen = {"depth": 3, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 4}
-        words = text("qwen2_vl_text", rope_parameters=M_ROPE)
-        return t.Qwen2VLConfig(vision_config=seen, text_config=words, **QWEN)
+        return {"vision_config": seen, "text_config": text("qwen2_vl_text", rope_parameters=M_ROPE), **QWEN}
     if name == "qwen2_5_vl":
         seen = qwen_vision(intermediate_size=48, out_hidden_size=32, window_size=16, fullatt_block_indexes=[1])
-        words = text("qwen2_5_vl_text", rope_parameters=M_ROPE)
-        return t.Qwen2_5_VLConfig(vision_config=seen, text_config=words, **QWEN)
+        return {"vision_config": seen, "text_config": text("qwen2_5_vl_text", rope_parameters=M_ROPE), **QWEN}
     if name == "qwen3_vl":
-        seen = qwen_vision(
-            intermediate_size=48, out_hidden_size=32, deepstack_visual_indexes=[0, 1], num_position_embeddings=49
-        )
-        interleaved = {**M_ROPE, "mrope_interleaved": True}
-        words = text("qwen3_vl_text", rope_parameters=interleaved, head_dim=8)
-        return t.Qwen3VLConfig(vision_config=seen, text_config=words, **QWEN)
+        deep = {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 49}
+        seen = qwen_vision(intermediate_size=48, out_hidden_size=32, **deep)
+        words = text("qwen3_vl_text", rope_parameters={**M_ROPE, "mrope_interleaved": True}, head_dim=8)
+        return {"vision_config": seen, "text_config": words, **QWEN}
     if name in ("smolvlm", "idefics3"):
-        kind = t.SmolVLMConfig if name == "smolvlm" else t.Idefics3Config
-        seen = vision(image_size=24)
-        return kind(vision_config=seen, text_config=text("llama"), image_token_id=IMAGE, scale_factor=2)
+        return {
+            "vision_config": vision(image_size=24),
+            "text_config": text("llama"),
+            "image_token_id": IMAGE,
+            "scale_factor": 2,
+        }
     if name == "internvl":
         seen = vision(image_size=[24, 24], patch_size=[4, 4])
-        return t.InternVLConfig(
-            vision_config=seen, text_config=text("qwen2"), image_token_id=IMAGE, downsample_ratio=0.5
-        )
-    siglip = vision("siglip_vision_model", vision_use_head=False)
+        return {"vision_config": seen, "text_config": text("qwen2"), "image_token_id": IMAGE, "downsample_ratio": 0.5}
     words = text("gemma2" if name == "paligemma2" else "gemma", head_dim=8)
-    return t.PaliGemmaConfig(vision_config=siglip, text_config=words, image_token_index=IMAGE, projection_dim=32)
+    return {"vision_config": siglip, "text_config": words, "image_token_index": IMAGE, "projection_dim": 32}
 
 
 FAMILIES = [
@@ -97,11 +92,13 @@ def build(name: str, folder: Path) -> Path:
     """A model with random weights, saved; logits have a scale of about 10."""
     torch.manual_seed(0)
     kernel = "eager" if name == "paligemma2" else "sdpa"
-    model = transformers.AutoModelForImageTextToText.from_config(config(name), attn_implementation=kernel)
+    kind = {"llava_siglip": "llava", "paligemma2": "paligemma"}.get(name, name)
+    config = transformers.AutoConfig.for_model(kind, **parts(name))
+    model: Any = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation=kernel)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.3)
+                nn.init.normal_(parameter, std=0.2)
         model.get_output_embeddings().weight.normal_(std=1.8)
     model.generation_config.suppress_tokens = [IMAGE, 93, START, END]
     model.generation_config.eos_token_id = None
@@ -109,7 +106,7 @@ def build(name: str, folder: Path) -> Path:
     return folder / name
 
 
-def load(path: Path, **options) -> nn.Module:
+def load(path: Path, **options) -> Any:
     return transformers.AutoModelForImageTextToText.from_pretrained(path, **options).eval()
 
 
@@ -149,7 +146,7 @@ def one_grid(number: int, generator: torch.Generator):
 
 def next_tiles(number: int, generator: torch.Generator):
     """Sizes of other shapes than the grid of their tiles, so that padding is cut away. Tokens: base, rows, newlines."""
-    (height, width), tiles, (h, w) = [((40, 90), 2, (6, 14)), ((33, 31), 4, (14, 14)), ((90, 30), 2, (14, 5))][number % 3]
+    (height, width), tiles = [((40, 90), 2), ((33, 31), 4), ((90, 30), 2)][number % 3]
     h, w = unpadded(height, width, tiles)
     pixel = (noise(tiles + 1, 3, 28, 28, generator=generator), (height, width))
     return [IMAGE] * (49 + h * (w + 1)), pixel
@@ -229,10 +226,9 @@ def qwen_patches(pixels, pictures):
 
 def by_prompt(pixels, pictures):
     """(B, tiles of the fullest prompt, 3, H, W), empty tiles all 0."""
-    parts, pixels = [], list(pixels)
-    for count in pictures:
-        parts.append(torch.cat([pixels.pop(0) for _ in range(count)]))
-    values = nn.utils.rnn.pad_sequence(parts, batch_first=True)
+    left = iter(pixels)
+    prompts = [torch.cat([next(left) for _ in range(count)]) for count in pictures]
+    values = nn.utils.rnn.pad_sequence(prompts, batch_first=True)
     return {"pixel_values": values, "pixel_attention_mask": torch.ones(values[:, :, 0].shape, dtype=torch.long)}
 
 

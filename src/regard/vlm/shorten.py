@@ -82,7 +82,8 @@ def shorten(
     anchors = torch.cat([a.anchor[0] + start for a, start in zip(allocations, starts, strict=True)]).to(places.device)
     short = _columns(prompt, places[anchors], full, given, vlm, positions)
     sizes = [allocation.n_out for allocation in allocations]
-    short["mm_encoder_outputs"] = {"image": _output(vlm, output, kept, sizes, rows)}
+    if sum(sizes):
+        short["mm_encoder_outputs"] = {"image": _output(vlm, output, kept, sizes, rows)}
     clock.lap("shorten")
 
     warning = caution(vlm, prompt.ids.shape[1]) if sizes != counts else None
