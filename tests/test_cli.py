@@ -54,7 +54,7 @@ def test_look_prints_a_table_and_writes_the_report(regard, photo: Path, tmp_path
     folder = tmp_path / "regard-look"
     assert f"Open {folder.relative_to(tmp_path) / 'report.html'}" in out
     names = {file.name for file in folder.iterdir()}
-    allocators = ["divprune", "grid", "pool", "random", "top"]
+    allocators = ["cdpruner", "divprune", "grid", "pool", "random", "top"]
     assert names == {"record.json", "report.html", *(f"{q}-{a}.png" for q in (1, 2) for a in allocators)}
     record = Record.load(folder / "record.json")
     cat, drink = (look.allocation.spent()[0] for look in record.looks if look.allocator == "top")
@@ -150,9 +150,9 @@ BAD_USE = {
     "both": ([QUESTION, "--keep", "0.5", "--budget", "3"], "not both"),
     "an unknown allocator": (
         [QUESTION, "--allocator", "topp"],
-        "no allocator is named 'topp': the names are divprune,",
+        "no allocator is named 'topp': the names are cdpruner,",
     ),
-    "no allocator": ([QUESTION, "--allocator", ","], "the names are divprune,"),
+    "no allocator": ([QUESTION, "--allocator", ","], "the names are cdpruner,"),
 }
 
 

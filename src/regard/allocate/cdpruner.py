@@ -1,0 +1,92 @@
+"""CDPruner (arXiv 2506.10967): the subset that is diverse and relevant at once, by a determinantal point process.
+
+The kernel is the cosine of two tokens times the relevance of both; the subset with the largest determinant is picked
+greedily. Relevance is brought to (0, 1] over the tokens of each image; the authors' code does it over the whole batch,
+so that an image's tokens change with its neighbours. It also turns the relevance round, as CLIP's is inverted one layer
+before the last; here a larger relevance is taken for more relevant, and an eye that needs the turn makes it. Where the
+budget exceeds the rank of the features, that code's residuals become NaN and it keeps some tokens twice; see
+`greedy_map` for what happens here.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from regard.allocate._base import Allocator
+from regard.allocation import Allocation
+from regard.errors import DataError
+from regard.tokens import Question, VisualTokens
+
+_FLOOR = 1e-6  # of the relevance, as in the authors' code
+
+
+@dataclass(frozen=True)
+class CDPruner(Allocator):
+    """Keep the `budget` tokens that are most relevant to the question and least alike.
+
+    theta: None for the relevance itself; a number from 0 to under 1 takes exp(theta / (2 - 2 theta) relevance), from
+    diversity alone (0) to relevance above all.
+    """
+
+    needs = ("question",)
+    theta: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.theta is not None and not 0 <= self.theta < 1:
+            raise DataError(f"CDPruner: theta must be None or from 0 to under 1, got {self.theta!r}")
+
+    def decide(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation:
+        assert question is not None
+        valid = tokens.valid
+        x = F.normalize(self.clean("features", tokens.features, valid), dim=2)
+        raw = self.clean("relevance", tokens.relevance(question), valid)
+        low = raw.masked_fill(~valid, torch.inf).amin(dim=1, keepdim=True)
+        high = raw.masked_fill(~valid, -torch.inf).amax(dim=1, keepdim=True)
+        share = torch.where(high > low, (raw - low) / torch.where(high > low, high - low, 1), 1)
+        relevance = _FLOOR + (1 - _FLOOR) * share
+        if self.theta is not None:
+            relevance = (self.theta / (2 - 2 * self.theta) * relevance).exp()
+        own = relevance**2 * (x != 0).any(dim=2)  # a token that holds nothing adds nothing
+        x = x * relevance.to(x.dtype)[..., None]
+        kernel = x @ x.transpose(1, 2)
+        kernel.diagonal(dim1=1, dim2=2).copy_(torch.where(valid, own, -torch.inf))
+        return Allocation.select(greedy_map(kernel, budget), x.shape[1])
+
+
+def greedy_map(kernel: Float[Tensor, "b n n"], k: int) -> Int[Tensor, "b {k}"]:
+    """The k items, in the order picked, that each enlarge the determinant of the picked ones' kernel the most.
+
+    Fast greedy MAP inference (Chen, Zhang and Zhou, arXiv 1709.05135): a column of the Cholesky factor a pick. kernel:
+    positive semi-definite; an item with -inf on its diagonal is never picked while others are left. Ties go to the
+    lower item. Items that would make the determinant 0 come last, the largest diagonal first: an item counts as such
+    when less than 128 epsilon of its own diagonal is left.
+    """
+    kernel = kernel.detach().to(torch.promote_types(kernel.dtype, torch.float32))
+    batch, n, _ = kernel.shape
+    diagonal = kernel.diagonal(dim1=1, dim2=2)
+    absent = diagonal == -torch.inf
+    left = diagonal.masked_fill(absent, 0)  # by what factor each item would enlarge the determinant
+    floor = left.abs() * 128 * torch.finfo(kernel.dtype).eps
+    last = torch.where(absent, -torch.inf, -1 / left.clamp(min=torch.finfo(kernel.dtype).tiny))
+    rows, first_row = kernel.flatten(0, 1), torch.arange(batch, device=kernel.device) * n
+    factor = kernel.new_empty(batch, k, n)
+    picked = torch.empty(batch, k, dtype=torch.long, device=kernel.device)
+    for step in range(k):
+        pick = torch.where(left > floor, left, last).argmax(dim=1)
+        picked[:, step] = pick
+        at = pick[:, None]
+        column = rows.index_select(0, first_row + pick)
+        if step:
+            earlier = factor[:, :step]
+            weight = earlier.gather(2, at[..., None].expand(-1, step, 1))
+            column = torch.baddbmm(column[:, None], weight.transpose(1, 2), earlier, alpha=-1).squeeze(1)
+        own = left.gather(1, at)
+        column *= torch.where(own > floor.gather(1, at), own.rsqrt(), 0)
+        factor[:, step] = column
+        left.addcmul_(column, column, value=-1)
+        last.scatter_(1, at, -torch.inf)
+        floor.scatter_(1, at, torch.inf)
+    return picked
