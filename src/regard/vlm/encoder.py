@@ -7,6 +7,7 @@ time. The encoder is looked at through one forward hook that is gone before the 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -68,41 +69,47 @@ def encoded_with_maps(
     if not calls:
         raise ModelError("the vision encoder's layers were not run one by one: compile only the language model")
     hidden, given = calls[-1]
-    maps = {"scores:attention": lambda: received(layer, hidden, given, has_cls), "keys": lambda: keys(layer, hidden)}
+    project = cache(partial(_keys, layer, hidden))
+    maps = {
+        "keys": lambda: project().mean(dim=-2),
+        "scores:attention": lambda: received(layer, hidden, project(), given, has_cls),
+    }
     return output, {name: maps[name] for name in needs}
 
 
 @torch.no_grad()
-def keys(layer: nn.Module, hidden: Tensor) -> Float[Tensor, "*t s d"]:
-    """The layer's keys, averaged over heads: (..., S, d)."""
-    return _projected(layer, hidden)[1].mean(dim=-2)
+def received(
+    layer: nn.Module, hidden: Tensor, k: Tensor, given: dict[str, Any], has_cls: bool
+) -> Float[Tensor, "*t s 1"]:
+    """Attention that each position receives, averaged over heads and queries (of the class token, if there is one).
 
-
-@torch.no_grad()
-def received(layer: nn.Module, hidden: Tensor, given: dict[str, Any], has_cls: bool) -> Float[Tensor, "*t s 1"]:
-    """Attention that each position receives, averaged over heads and queries (of the class token, if there is one)."""
-    q, k = (x.float() for x in _projected(layer, hidden))
+    hidden: (..., S, D), the layer's input. k: (..., S, heads, d). given: what else the layer was called with.
+    """
+    q = _queries(layer, hidden[:, :1] if has_cls else hidden).float()
+    k = k.float()
     if given.get("position_embeddings") is not None:
         cos, sin = (x.float() for x in given["position_embeddings"])
         q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
     if hidden.ndim == 2:  # sequences of several images end to end
         lengths = given["cu_seqlens"].diff().tolist()
         pairs = zip(q.split(lengths), k.split(lengths), strict=True)
-        parts = [_mean_rows(a[None], b[None], None, False)[0] for a, b in pairs]
-        return torch.cat(parts)[:, None]
-    return _mean_rows(q, k, given.get("attention_mask"), has_cls)[..., None]
+        return torch.cat([_mean_rows(a[None], b[None], None)[0] for a, b in pairs])[:, None]
+    return _mean_rows(q, k, given.get("attention_mask"))[..., None]
 
 
-def _projected(layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys, each (..., S, heads, d)."""
-    heads = layer.num_heads
+def _queries(layer: Any, hidden: Tensor) -> Float[Tensor, "*t s h d"]:
     if hasattr(layer, "qkv"):
-        q, k, _ = layer.qkv(hidden).chunk(3, dim=-1)  # pyright: ignore[reportCallIssue]
-    else:
-        q, k = layer.q_proj(hidden), layer.k_proj(hidden)  # pyright: ignore[reportCallIssue]
-        if hasattr(layer, "q_norm"):
-            q, k = layer.q_norm(q), layer.k_norm(k)  # pyright: ignore[reportCallIssue]
-    return q.unflatten(-1, (heads, -1)), k.unflatten(-1, (heads, -1))  # pyright: ignore[reportArgumentType]
+        return layer.qkv(hidden).chunk(3, dim=-1)[0].unflatten(-1, (layer.num_heads, -1))
+    q = layer.q_proj(hidden)
+    return (layer.q_norm(q) if hasattr(layer, "q_norm") else q).unflatten(-1, (layer.num_heads, -1))
+
+
+@torch.no_grad()
+def _keys(layer: Any, hidden: Tensor) -> Float[Tensor, "*t s h d"]:
+    if hasattr(layer, "qkv"):
+        return layer.qkv(hidden).chunk(3, dim=-1)[1].unflatten(-1, (layer.num_heads, -1))
+    k = layer.k_proj(hidden)
+    return (layer.k_norm(k) if hasattr(layer, "k_norm") else k).unflatten(-1, (layer.num_heads, -1))
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -111,20 +118,23 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.unsqueeze(-2) + turned * sin.unsqueeze(-2)
 
 
-def _mean_rows(q: Tensor, k: Tensor, mask: Tensor | None, has_cls: bool) -> Float[Tensor, "t s"]:
-    """Softmax rows averaged over heads and queries, never all at once. q, k: (T, S, heads, d); mask: (T|1, 1, S, S)."""
+def _mean_rows(q: Tensor, k: Tensor, mask: Tensor | None) -> Float[Tensor, "t s"]:
+    """Softmax rows averaged over heads and the queries that may look there, never all rows at once.
+
+    q: (T, R, heads, d), the first R queries. k: (T, S, heads, d). mask: (T or 1, 1, S, S), True or 0 where a query may
+    look.
+    """
     q, k = q.transpose(1, 2) * q.shape[-1] ** -0.5, k.permute(0, 2, 3, 1)
-    tiles, heads, s, _ = q.shape
-    if has_cls:
-        q = q[:, :, :1]
-        mask = None if mask is None else mask[:, :, :1]
-    rows = q.shape[2]
+    tiles, heads, rows, _ = q.shape
+    s = k.shape[3]
     step = max(1, CHUNK // (tiles * heads * s))
-    total = q.new_zeros(tiles, s)
+    total, seeing = q.new_zeros(tiles, s), q.new_zeros(1, s)
     for start in range(0, rows, step):
         logits = q[:, :, start : start + step] @ k
         if mask is not None:
-            part = mask[:, :, start : start + step]
-            logits = logits.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else logits + part
+            part = mask[:, :, start : min(start + step, rows)]
+            part = part if part.dtype == torch.bool else part > torch.finfo(part.dtype).min / 2
+            logits = logits.masked_fill(~part, -torch.inf)
+            seeing = seeing + part[:, 0].sum(dim=1)
         total += logits.softmax(dim=-1).sum(dim=(1, 2))
-    return total / (heads * rows)
+    return total / (heads * (rows if mask is None else seeing.clamp(min=1)))
