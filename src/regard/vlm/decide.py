@@ -78,10 +78,16 @@ def decided(
         fits = isinstance(whole, Allocation) and whole.n_in == n and len(whole.anchor) == len(members)
         if not fits or whole.mask is not None:
             want = f"an Allocation of {len(members)} x {n} tokens without padding"
-            raise ShapeError(f"{type(allocator).__name__}.allocate must give {want}, got {whole!r:.80}")
+            raise ShapeError(f"{type(allocator).__name__}.allocate must give {want}, got {_shape(whole)}")
         for place, i in enumerate(members):
             allocations[i] = whole.images(torch.tensor([place], device=whole.anchor.device))
     return [allocation for allocation in allocations if allocation is not None]
+
+
+def _shape(made: Any) -> str:
+    if not isinstance(made, Allocation):
+        return type(made).__name__
+    return f"{len(made.anchor)} x {made.n_in}" + ("" if made.mask is None else " with padding")
 
 
 def _stacked(images: Sequence[VisualTokens]) -> VisualTokens:

@@ -44,7 +44,7 @@ def opened(model: nn.Module) -> Opened:
     version = sys.modules["transformers"].__version__
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST:
         raise ModelError(f"transformers {version} does not take encoded images: pip install 'transformers>=5.18'")
-    if bare.training and getattr(bare, "is_gradient_checkpointing", False):
+    if bare.training and any(getattr(module, "gradient_checkpointing", False) for module in bare.modules()):
         raise ModelError("the model is in training mode with gradient checkpointing: call model.eval() first")
     return Opened(bare, bare.base_model, family, config)  # pyright: ignore[reportArgumentType]
 

@@ -61,19 +61,24 @@ class Prompt:
         return first, places
 
 
-def asked(vlm: Opened, prompt: Prompt, question: Any, sign: int, processor: Any) -> Question:
-    """The question of each prompt, in the language model's embeddings. question: words, a `Question`, or None."""
-    rows = len(prompt.ids)
+def asked(vlm: Opened, prompt: Prompt, question: Any, sign: int, processor: Any) -> tuple[Question, tuple[str, ...]]:
+    """The question of each prompt, in the language model's embeddings, and as text.
+
+    question: words, a `Question`, or None for the prompts' own text. sign: -1 turns it round.
+    """
+    rows, texts = len(prompt.ids), ["the prompt"]
     if question is None:
         found = _own_text(vlm, prompt)
     elif isinstance(question, Question):
-        found = question
+        found, texts = question, [question.text or "the question"]
     else:
-        found = _words(vlm, [question] if isinstance(question, str) else list(question), processor)
+        texts = [question] if isinstance(question, str) else list(question)
+        found = _words(vlm, texts, processor)
     if len(found.features) not in (1, rows):
         raise DataError(f"{len(found.features)} questions for {rows} prompts: give one, or one for each")
     found = found.images(torch.zeros(rows, dtype=torch.long)) if len(found.features) == 1 else found
-    return found if sign == 1 else replace(found, features=-found.features)
+    found = found if sign == 1 else replace(found, features=-found.features)
+    return found, tuple(texts if len(texts) == rows else texts * rows)
 
 
 def _own_text(vlm: Opened, prompt: Prompt) -> Question:
@@ -94,7 +99,7 @@ def _words(vlm: Opened, texts: list[str], processor: Any) -> Question:
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in ids], batch_first=True)
     padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
     device = next(vlm.model.parameters()).device
-    return Question(_embedded(vlm, padded.to(device)), mask.to(device), " / ".join(texts))
+    return Question(_embedded(vlm, padded.to(device)), mask.to(device))
 
 
 def tokenizer_of(vlm: Opened, processor: Any) -> Any:

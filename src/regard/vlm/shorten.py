@@ -74,7 +74,7 @@ def shorten(
 
     output, planes, maps = _encoded(vlm, given, layouts, needs_of(chosen), clock)
     images = image_tokens(planes[0], layouts, maps, aligned=compares)
-    allocations = decided(images, rows, ask() if compares else None, chosen, budgets)
+    allocations = decided(images, rows, ask()[0] if compares else None, chosen, budgets)
     clock.lap("decide")
 
     kept = [_applied(plane, allocations, counts) for plane in planes]

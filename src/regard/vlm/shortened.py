@@ -42,7 +42,7 @@ class Shortened(Mapping[str, Any]):
         vlm: Opened,
         allocator: Allocates,
         decisions: list[Decision],
-        ask: Callable[[], Question],
+        ask: Callable[[], tuple[Question, tuple[str, ...]]],
         lengths: list[int],
         seconds: dict[str, float],
         caution: str | None,
@@ -134,7 +134,7 @@ class Shortened(Mapping[str, Any]):
     def records(self, pictures: Sequence[Picture] | None = None) -> list[Record]:
         """One Record an image. pictures: what to show for each; by default a grey stand-in."""
         model = LanguageModel.of(self._vlm.config)
-        question = self._ask()
+        question, texts = self._ask()
         records = []
         for number, decision in enumerate(self._decisions):
             tokens = decision.tokens
@@ -156,7 +156,7 @@ class Shortened(Mapping[str, Any]):
             record = Record(
                 picture=blank if pictures is None else pictures[number],
                 eye=f"{self._vlm.config.model_type} vision encoder",
-                questions=(question.text or "the prompt",),
+                questions=(texts[decision.row],),
                 boxes=boxes_of(tokens),
                 relevance=relevance_of(tokens, [asked]),
                 grid=tokens.grid,
