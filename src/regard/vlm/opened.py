@@ -30,6 +30,12 @@ class Opened:
         return self.config.get_text_config()
 
     @property
+    def device(self) -> torch.device:
+        """Where inputs go: where the first weights are that are in memory."""
+        places = (parameter.device for parameter in self.model.parameters())
+        return next((place for place in places if place.type != "meta"), torch.device("cpu"))
+
+    @property
     def image_token(self) -> int:
         return self.config.image_token_id
 

@@ -73,12 +73,11 @@ def asked(vlm: Opened, prompt: Prompt, question: Any, sign: int, processor: Any)
         found, texts = question, [question.text or "the question"]
     else:
         texts = [question] if isinstance(question, str) else list(question)
-        found = _words(vlm, texts, processor)
+        found = in_words(vlm, texts, processor, 1)
     if len(found.features) not in (1, rows):
         raise DataError(f"{len(found.features)} questions for {rows} prompts: give one, or one for each")
     found = found.images(torch.zeros(rows, dtype=torch.long)) if len(found.features) == 1 else found
-    found = found if sign == 1 else replace(found, features=-found.features)
-    return found, tuple(texts if len(texts) == rows else texts * rows)
+    return _signed(found, sign), tuple(texts if len(texts) == rows else texts * rows)
 
 
 def _own_text(vlm: Opened, prompt: Prompt) -> Question:
@@ -91,15 +90,19 @@ def _own_text(vlm: Opened, prompt: Prompt) -> Question:
     return Question(_embedded(vlm, columns.gather(prompt.ids)), columns.mask)
 
 
-def _words(vlm: Opened, texts: list[str], processor: Any) -> Question:
+def in_words(vlm: Opened, texts: list[str], processor: Any, sign: int) -> Question:
+    """Questions in words as unit vectors of their tokens' input embeddings. Raises DataError for an empty one."""
     if not all(isinstance(text, str) and text.strip() for text in texts) or not texts:
         raise DataError("the question is empty: ask in words, such as 'where is the cat?'")
     tokenizer = tokenizer_of(vlm, processor)
     ids = [torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in ids], batch_first=True)
     padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-    device = next(vlm.model.parameters()).device
-    return Question(_embedded(vlm, padded.to(device)), mask.to(device))
+    return _signed(Question(_embedded(vlm, padded.to(vlm.device)), mask.to(vlm.device)), sign)
+
+
+def _signed(question: Question, sign: int) -> Question:
+    return question if sign == 1 else replace(question, features=-question.features)
 
 
 def tokenizer_of(vlm: Opened, processor: Any) -> Any:
