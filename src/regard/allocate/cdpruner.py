@@ -8,6 +8,7 @@ budget exceeds the rank of the features, that code's residuals become NaN and it
 `greedy_map` for what happens here.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from regard.allocate._base import Allocator
+from regard.allocate._similar import LazyRows
 from regard.allocation import Allocation
 from regard.errors import DataError
 from regard.tokens import Question, VisualTokens
@@ -50,10 +52,9 @@ class CDPruner(Allocator):
         if self.theta is not None:
             relevance = (self.theta / (2 - 2 * self.theta) * relevance).exp()
         own = relevance**2 * (x != 0).any(dim=2)  # a token that holds nothing adds nothing
-        x = x * relevance.to(x.dtype)[..., None]
-        kernel = x @ x.transpose(1, 2)
-        kernel.diagonal(dim1=1, dim2=2).copy_(torch.where(valid, own, -torch.inf))
-        return Allocation.select(greedy_map(kernel, budget), x.shape[1])
+        rows = LazyRows(x * relevance.to(x.dtype)[..., None])
+        own = torch.where(valid, own, -torch.inf).to(x.dtype)
+        return Allocation.select(_greedy(rows.at, own, budget), x.shape[1])
 
 
 def greedy_map(kernel: Float[Tensor, "b n n"], k: int) -> Int[Tensor, "b {k}"]:
@@ -65,28 +66,32 @@ def greedy_map(kernel: Float[Tensor, "b n n"], k: int) -> Int[Tensor, "b {k}"]:
     when less than 128 epsilon of its own diagonal is left.
     """
     kernel = kernel.detach().to(torch.promote_types(kernel.dtype, torch.float32))
-    batch, n, _ = kernel.shape
-    diagonal = kernel.diagonal(dim1=1, dim2=2)
+    rows, first_row = kernel.flatten(0, 1), torch.arange(len(kernel), device=kernel.device) * kernel.shape[1]
+    return _greedy(lambda pick, _: rows.index_select(0, first_row + pick), kernel.diagonal(dim1=1, dim2=2), k)
+
+
+def _greedy(row: Callable[[Tensor, Tensor], Tensor], diagonal: Float[Tensor, "b n"], k: int) -> Int[Tensor, "b {k}"]:
+    """The same from the kernel's diagonal and, for one pick in each image, its row. row: (B,), (B, N) -> (B, N)."""
+    batch, n = diagonal.shape
+    limits = torch.finfo(diagonal.dtype)
     absent = diagonal == -torch.inf
     left = diagonal.masked_fill(absent, 0)  # by what factor each item would enlarge the determinant
-    floor = left.abs() * 128 * torch.finfo(kernel.dtype).eps
-    last = torch.where(absent, -torch.inf, -1 / left.clamp(min=torch.finfo(kernel.dtype).tiny))
-    rows, first_row = kernel.flatten(0, 1), torch.arange(batch, device=kernel.device) * n
-    factor = kernel.new_empty(batch, k, n)
-    picked = torch.empty(batch, k, dtype=torch.long, device=kernel.device)
+    floor = left.abs() * 128 * limits.eps
+    last = torch.where(absent, -torch.inf, -1 / left.clamp(min=limits.tiny))
+    factor = diagonal.new_empty(batch, k, n)
+    picked = torch.empty(batch, k, dtype=torch.long, device=diagonal.device)
     for step in range(k):
-        pick = torch.where(left > floor, left, last).argmax(dim=1)
+        value = torch.where(left > floor, left, last)
+        pick = value.argmax(dim=1)
         picked[:, step] = pick
-        at = pick[:, None]
-        column = rows.index_select(0, first_row + pick)
+        at, column = pick[:, None], row(pick, value)
         if step:
             earlier = factor[:, :step]
             weight = earlier.gather(2, at[..., None].expand(-1, step, 1))
             column = torch.baddbmm(column[:, None], weight.transpose(1, 2), earlier, alpha=-1).squeeze(1)
         own = left.gather(1, at)
-        column *= torch.where(own > floor.gather(1, at), own.rsqrt(), 0)
-        factor[:, step] = column
-        left.addcmul_(column, column, value=-1)
+        factor[:, step] = column * torch.where(own > floor.gather(1, at), own.rsqrt(), 0)
+        left.addcmul_(factor[:, step], factor[:, step], value=-1)
         last.scatter_(1, at, -torch.inf)
         floor.scatter_(1, at, torch.inf)
     return picked

@@ -1,9 +1,9 @@
 """VisionZip (arXiv 2412.04467): the most attended tokens as they are, the rest merged into a few by their keys.
 
-Of the tokens that are not dominant, every so manieth in order is a target; each other one joins the target with the
-most similar key, and the target becomes itself plus the mean of those that joined it. Here that sum is an average with
-a `gain` of 2. The paper keeps 54 + 10, 108 + 20 or 162 + 30 tokens, which is one share, 27 / 32; the authors' 54
-include the [CLS] token, which is none of ours. Outputs stand in the order of the image, not contextual ones last.
+Of the tokens that are not dominant, evenly spaced ones are targets; each other one joins the target with the most
+similar key, and the target becomes itself plus the mean of those that joined it. Here that sum is an average with a
+`gain` of 2. The authors keep 54 + 10 tokens or 135 + 25, which is one share, 27 / 32; their first number counts the
+[CLS] token, which is none of ours. Outputs stand in the order of the image, not contextual ones last.
 """
 
 from dataclasses import dataclass
