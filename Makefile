@@ -22,6 +22,7 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m regard.bench.speed
+	$(BIN)/python -m regard.bench.selectors
 	$(BIN)/python -m regard.bench.tasks.mosaic
 	$(BIN)/python -m regard.bench.readme
 
