@@ -35,5 +35,12 @@ def test_prefill_macs_are_what_pytorch_counts():
     assert QWEN2_5_7B.prefill_macs(640) == counted(QWEN2_5_7B, 640)
 
 
+def test_layers_may_read_different_numbers_of_tokens():
+    tiny = LanguageModel("tiny", layers=3, hidden=60, heads=6, kv_heads=2, feed_forward=101, vocabulary=211)
+    logits = 60 * 211
+    each = [(tiny.prefill_macs(tokens) - logits) // 3 for tokens in (97, 13, 1)]
+    assert tiny.prefill_macs_of_layers([97, 13, 1]) == sum(each) + logits
+
+
 def test_fewer_tokens_cost_less_than_their_share():
     assert QWEN2_5_7B.prefill_macs(2048) > 2 * QWEN2_5_7B.prefill_macs(1024)

@@ -32,14 +32,22 @@ def look_of(
     *,
     number: int,
     name: str,
-    allocator: Allocates,
+    allocator: object,
     budget: int,
     seconds: float,
     model: LanguageModel,
     prompt_tokens: int,
+    steps: Sequence[tuple[int, Allocation]] = (),
 ) -> Look:
-    """One allocator's answer to question `number`, for tokens of one image. prompt_tokens: all others of the prompt."""
+    """One allocator's answer to question `number`, for tokens of one image. prompt_tokens: all others of the prompt.
+
+    steps: (from layer of the language model, Allocation) where `allocation` is their composition.
+    """
     n, kept = int(tokens.valid.sum()), int(allocation.valid.sum())
+    steps = steps or ((0, allocation),)
+    layers = [n + prompt_tokens] * model.layers
+    for layer, step in steps:
+        layers[layer:] = [int(step.valid.sum()) + prompt_tokens] * (model.layers - layer)
     return Look(
         question=number,
         allocator=name,
@@ -50,8 +58,8 @@ def look_of(
         seconds=seconds,
         nearest_quarter=nearest_quarter(tokens, question, allocation),
         macs_before=model.prefill_macs(n + prompt_tokens),
-        macs_after=model.prefill_macs(kept + prompt_tokens),
-        steps=(Step(0, allocation.to_dict()),),
+        macs_after=model.prefill_macs_of_layers(layers),
+        steps=tuple(Step(layer, step.to_dict()) for layer, step in steps),
     )
 
 
@@ -60,7 +68,7 @@ def name_of_any(allocator: Allocates) -> str:
     return name_of(allocator) if isinstance(allocator, Allocator) else type(allocator).__name__
 
 
-def fields_of(allocator: Allocates) -> dict[str, Any]:
+def fields_of(allocator: object) -> dict[str, Any]:
     """An allocator's parameters as plain data; what is not plain as its repr."""
     if not is_dataclass(allocator) or isinstance(allocator, type):
         return {}

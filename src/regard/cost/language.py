@@ -4,6 +4,7 @@ Counted: the projections, the gated feed-forward, the two attention products ove
 not skip the masked half do), and the logits of the last position. Not counted: norms, softmax, rotations.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -45,11 +46,16 @@ class LanguageModel:
 
     def prefill_macs(self, tokens: int) -> int:
         """MACs to read a prompt of `tokens` and give the logits of its last position."""
+        return self.prefill_macs_of_layers([tokens] * self.layers)
+
+    def prefill_macs_of_layers(self, tokens: Sequence[int]) -> int:
+        """The same where each layer reads a number of tokens of its own."""
+        assert len(tokens) == self.layers
         width, kv_width = self.heads * self.head_size, self.kv_heads * self.head_size
         projections = self.hidden * (2 * width + 2 * kv_width)
         feed_forward = 3 * self.hidden * self.feed_forward
-        attention = 2 * tokens * width
-        return self.layers * tokens * (projections + feed_forward + attention) + self.hidden * self.vocabulary
+        layers = sum(count * (projections + feed_forward + 2 * count * width) for count in tokens)
+        return layers + self.hidden * self.vocabulary
 
 
 # Qwen2.5-VL-7B's language model; sizes from its published config.json (arXiv 2412.15115, 2502.13923).
