@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from regard.looking import look
     from regard.record import Record
     from regard.tokens import Question, VisualTokens
+    from regard.vlm.ask import ask
+    from regard.vlm.inside import inside
+    from regard.vlm.shorten import shorten
 
 _HOME = {
     "Allocation": "allocation",
@@ -29,8 +32,11 @@ _HOME = {
     "ShapeError": "errors",
     "TilePlan": "allocation",
     "VisualTokens": "tokens",
+    "ask": "vlm.ask",
+    "inside": "vlm.inside",
     "load_image": "images",
     "look": "looking",
+    "shorten": "vlm.shorten",
 }
 
 __all__ = [
@@ -46,8 +52,11 @@ __all__ = [
     "ShapeError",
     "TilePlan",
     "VisualTokens",
+    "ask",
+    "inside",
     "load_image",
     "look",
+    "shorten",
 ]
 
 
