@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check slow bench clean
+.PHONY: demo test oldest check slow bench clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# the Hugging Face models again, with the oldest transformers that pyproject.toml allows
+oldest: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/oldest transformers==5.19.0
+	PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest tests/test_shorten.py tests/test_shorten_errors.py tests/test_families.py tests/test_inside.py tests/test_ask.py
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
@@ -23,6 +28,7 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m regard.bench.speed
 	$(BIN)/python -m regard.bench.selectors
+	$(BIN)/python -m regard.bench.shorten
 	$(BIN)/python -m regard.bench.tasks.mosaic
 	$(BIN)/python -m regard.bench.readme
 
@@ -30,7 +36,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "regard needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[embedded,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[embedded,hf,dev]"
 	@touch $(READY)
 
 clean:

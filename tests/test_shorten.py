@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+import transformers
 
 import oracle
 import tiny_vlms as tiny
@@ -198,7 +199,8 @@ def test_a_static_cache_and_a_prefill_in_chunks_change_nothing(models, name):
     if name != "paligemma2":  # has no static cache, shortened or not
         static = model.generate(**short, **options, cache_implementation="static", disable_compile=True)
         assert torch.equal(static, want)
-    if "paligemma" not in name:  # its prefix attends both ways, which chunks cannot
+    chunks_of_images = hasattr(transformers.generation.utils, "_slice_mm_encoder_output")  # from 5.23 on
+    if chunks_of_images and "paligemma" not in name:  # its prefix attends both ways, which chunks cannot
         assert torch.equal(model.generate(**short, **options, prefill_chunk_size=5), want)
 
 

@@ -106,13 +106,13 @@ def test_models_that_cannot_be_shortened(llava):
     assert shorten(trained.eval(), inputs, "random", budget=4)
 
 
-@pytest.mark.parametrize("version", ["4.57.6", "5.17.0"])
+@pytest.mark.parametrize("version", ["4.57.6", "5.17.0", "5.18.1"])
 def test_an_old_transformers(llava, monkeypatch, version):
     monkeypatch.setattr(sys.modules["transformers"], "__version__", version)  # it may have loaded itself anew
-    refused(ModelError, rf"transformers {version}.*pip install 'transformers>=5.18'", *llava, "random", budget=4)
+    refused(ModelError, rf"transformers {version}.*pip install 'transformers>=5.19'", *llava, "random", budget=4)
 
 
-@pytest.mark.parametrize("version", ["5.18.0", "5.23.0", "5.24.0.dev0", "6.0.1"])
+@pytest.mark.parametrize("version", ["5.19.0", "5.23.0", "5.24.0.dev0", "6.0.1"])
 def test_a_newer_transformers(llava, monkeypatch, version):
     monkeypatch.setattr(sys.modules["transformers"], "__version__", version)  # it may have loaded itself anew
     assert shorten(*llava, "random", budget=4)

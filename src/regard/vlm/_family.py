@@ -40,12 +40,12 @@ class Family(ABC):
     """One family of models; holds no model. `base` is the model without its head (`model.base_model`).
 
     model_types: the values of `config.model_type`. encoder_inputs: the inputs that `base.get_image_features` takes.
-    container: how that function returns the features: a list with one entry an image or a prompt, or one tensor.
+    listed_by: where that function returns a list of features, what its entries are of.
     """
 
     model_types: ClassVar[tuple[str, ...]]
     encoder_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
-    container: ClassVar[Literal["image", "prompt", "tensor"]] = "image"
+    listed_by: ClassVar[Literal["image", "prompt"]] = "image"
 
     @abstractmethod
     def attention_layer(self, base: nn.Module) -> nn.Module:
@@ -75,11 +75,13 @@ class Family(ABC):
         return features.flatten(0, -2) if isinstance(features, Tensor) else torch.cat(list(features))
 
     @final
-    def packed(self, flat: Float[Tensor, "k d"], per_image: list[int], rows: list[int]) -> Any:
-        """The features in the family's container. per_image: tokens of each image. rows: the prompt of each image."""
-        if self.container == "tensor":
+    def packed(self, flat: Float[Tensor, "k d"], like: Any, per_image: list[int], rows: list[int]) -> Any:
+        """The features that are left, held as the model holds them: one tensor, or a list. per_image: tokens of each
+        image. rows: the prompt of each image.
+        """
+        if isinstance(like, Tensor):
             return flat[:, None]  # one entry a token: beams repeat them by the prompt
-        if self.container == "image":
+        if self.listed_by == "image":
             return list(flat.split(per_image))
         per_row: dict[int, int] = {}
         for row, count in zip(rows, per_image, strict=True):

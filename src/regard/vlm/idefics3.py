@@ -20,7 +20,7 @@ class Idefics3(Family):
 
     model_types = ("idefics3", "smolvlm")
     encoder_inputs = ("pixel_values", "pixel_attention_mask")
-    container = "prompt"
+    listed_by = "prompt"
 
     def attention_layer(self, base: nn.Module) -> nn.Module:
         return before_last(base.vision_model)  # pyright: ignore[reportArgumentType]

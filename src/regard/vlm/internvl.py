@@ -23,7 +23,6 @@ class InternVL(Family):
 
     model_types = ("internvl",)
     encoder_inputs = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy")
-    container = "tensor"
 
     def attention_layer(self, base: nn.Module) -> nn.Module:
         return before_last(base.vision_tower)  # pyright: ignore[reportArgumentType]

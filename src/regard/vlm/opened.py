@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from regard.errors import DataError, ModelError
 from regard.vlm import Family, family_of
 
-OLDEST = (5, 18)  # the first transformers whose models take encoded images
+OLDEST = (5, 19)  # 5.18 takes encoded images too, and gives beams of a prompt with two images the wrong ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,9 @@ def opened(model: nn.Module) -> Opened:
     family = family_of(config)
     version = sys.modules["transformers"].__version__
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST:
-        raise ModelError(f"transformers {version} does not take encoded images: pip install 'transformers>=5.18'")
+        raise ModelError(
+            f"transformers {version} is too old to be given encoded images: pip install 'transformers>=5.19'"
+        )
     if bare.training and any(getattr(module, "gradient_checkpointing", False) for module in bare.modules()):
         raise ModelError("the model is in training mode with gradient checkpointing: call model.eval() first")
     return Opened(bare, bare.base_model, family, config)  # pyright: ignore[reportArgumentType]

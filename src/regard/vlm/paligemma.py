@@ -18,7 +18,6 @@ class PaliGemma(Family):
     """model_type "paligemma"."""
 
     model_types = ("paligemma",)
-    container = "tensor"
 
     def attention_layer(self, base: nn.Module) -> nn.Module:
         return before_last(base.vision_tower)  # pyright: ignore[reportArgumentType]

@@ -1,6 +1,6 @@
 """Fewer visual tokens for a real Hugging Face model: its inputs are shortened, the model is left alone.
 
-transformers (5.18 and later) takes images that are already encoded (`mm_encoder_outputs`). So the images are encoded
+transformers (5.19 and later) takes images that are already encoded (`mm_encoder_outputs`). So the images are encoded
 once by the model's own function, an allocator decides, and the columns of the prompt whose image tokens are gone are
 deleted; what stays keeps its position ids. The result equals that of the untouched model with the dropped tokens
 masked out of attention, to rounding, for every causal language model without sliding windows.
@@ -125,7 +125,7 @@ def _applied(plane: Tensor, allocations: Sequence[Allocation], counts: list[int]
 
 def _output(vlm: Opened, output: Any, kept: list[Tensor], sizes: list[int], rows: list[int]) -> Any:
     """An output like the encoder's with fewer features, and nothing else in it."""
-    packed = [vlm.family.packed(plane, sizes, rows) for plane in kept]
+    packed = [vlm.family.packed(plane, output.pooler_output, sizes, rows) for plane in kept]
     deep = {"deepstack_features": packed[1:]} if len(packed) > 1 else {}
     return type(output)(pooler_output=packed[0], **deep)
 
