@@ -218,10 +218,8 @@ def eager_attention(model, name, inputs):
             parts = parts[windows(inputs["image_grid_thw"], 2).argsort()]
         return parts
     whole = maps[0]
-    if name in ("llava", "llava_next", "internvl"):
-        received = whole[:, 0, 1:]  # from the class token
-    else:
-        received = whole.mean(dim=1)
+    from_class_token = name in ("llava", "llava_next", "internvl")
+    received = whole[:, 0, 1:] if from_class_token else whole.mean(dim=1)
     if name in ("smolvlm", "idefics3", "internvl"):
         edge = 6
         received = received.view(-1, edge, edge).unfold(1, 2, 2).unfold(2, 2, 2).mean(dim=(-1, -2)).flatten(1)
@@ -325,3 +323,40 @@ def test_a_prompt_whose_tiles_are_no_grid_is_an_error(models):
         wrong["attention_mask"] = torch.ones_like(wrong["input_ids"])
         with pytest.raises(DataError, match=what):
             shorten(models("smolvlm"), wrong, "random", budget=3)
+
+
+def test_the_family_that_the_documentation_adds(monkeypatch):
+    """docs/add-a-family.md, run on a small Gemma 3: a subset is the masked model there too."""
+    import re
+    from pathlib import Path
+
+    from transformers import AutoModelForImageTextToText
+
+    import oracle
+    import regard.vlm
+
+    text = (Path(__file__).parent.parent / "docs" / "add-a-family.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    from types import SimpleNamespace
+
+    made: dict = {"__name__": "somebody.gemma3"}
+    exec(code, made)
+    entry = SimpleNamespace(name="gemma3", load=lambda: made["Gemma3"])
+    monkeypatch.setattr(regard.vlm, "entry_points", lambda group: [entry] if group == "regard.vlm" else [])
+    assert "gemma3" in catalogue()
+    seen = tiny.vision("siglip_vision_model", image_size=32, vision_use_head=False)
+    words = tiny.text("gemma3_text", head_dim=8, sliding_window=256)
+    config = AutoConfig.for_model(
+        "gemma3", vision_config=seen, text_config=words, mm_tokens_per_image=16, image_token_index=tiny.IMAGE
+    )
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    ids = torch.tensor([[5, 6, *[tiny.IMAGE] * 16, 7, *[tiny.IMAGE] * 16, 8, 9]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(2, 3, 32, 32)}
+    inputs["token_type_ids"] = (ids == tiny.IMAGE).long()
+    short = shorten(model, inputs, Everything(), budget=5)
+    assert short.tokens[0].grid == (1, 4, 4)
+    keep = oracle.kept_columns(inputs, short.allocations, [0, 0])
+    whole = oracle.logits(model, inputs, keep, oracle.positions_of(model, inputs))
+    with torch.no_grad():
+        assert torch.allclose(model(**short).logits[0], whole[keep], atol=1e-4)

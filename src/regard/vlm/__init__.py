@@ -9,9 +9,21 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from regard.errors import ModelError
-from regard.vlm._family import Family
+from regard.vlm._family import Family, Layout, Run, block_means, cells, counted
+from regard.vlm.encoder import attention_layers, before_last
 
-__all__ = ["Family", "catalogue", "family_of"]
+__all__ = [
+    "Family",
+    "Layout",
+    "Run",
+    "attention_layers",
+    "before_last",
+    "block_means",
+    "catalogue",
+    "cells",
+    "counted",
+    "family_of",
+]
 
 _FAMILIES = {  # a model's `config.model_type` and the file that knows it
     "idefics3": "idefics3",
