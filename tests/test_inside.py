@@ -484,6 +484,8 @@ def test_what_cannot_be_done_is_refused(models, vlm_folder):
     refused(model, inputs, "one by one", prefill_chunk_size=55)
     refused(model, inputs, "a cache that grows", cache_implementation="static", disable_compile=True)
     refused(model, {**inputs, "labels": ids}, "labels")
+    echo = torch.cat((ids[:, :-5], torch.tensor([[7, 8, 9, 7, 8]])), dim=1)
+    refused(model, {**inputs, "input_ids": echo}, "no assistant", prompt_lookup_num_tokens=3)
     refused(model, {**inputs, "input_ids": ids[:, :-6], "attention_mask": mask[:, :-6]}, "ends with an image")
     refused(model, {"inputs_embeds": torch.zeros(1, 4, 32)}, "input_ids")
     refused(model, {**inputs, "attention_mask": torch.ones(1, 1, ids.shape[1], ids.shape[1])}, "attention_mask")

@@ -74,7 +74,8 @@ class Inside:
         self._last: Prefill | None = None
         self._reading = False
         self._read: WeakKeyDictionary[Any, Prefill] = WeakKeyDictionary()
-        check_layer(self._layers[method.judge(self._stages[0])])
+        for layer in {method.judge(stage) for stage in self._stages}:
+            check_layer(self._layers[layer])
         lowest = lowest_layer(vlm, len(self._layers))
         if self._stages[0] < lowest:
             raise ModelError(
@@ -89,7 +90,7 @@ class Inside:
         base, head = self._vlm.base, self._vlm.model
         handles = [base.register_forward_pre_hook(self._before_model, with_kwargs=True)]
         if head is not base:
-            handles.append(head.register_forward_pre_hook(_refuse_labels, with_kwargs=True))
+            handles.append(head.register_forward_pre_hook(_before_head, with_kwargs=True))
         first = min(self._stages[0], self.method.judge(self._stages[0]))
         for number in range(first, self.depth):
             hook = self._hook(number)
@@ -221,9 +222,15 @@ class Inside:
         return hidden, prompt.cut_later(number, given, hidden, cached)
 
 
-def _refuse_labels(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+def _before_head(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Refuse what only the model with its head is told of."""
     if kwargs.get("labels") is not None:
         raise DataError("pruning inside leaves fewer logits than labels: leave labels out")
+    cache, logits = kwargs.get("past_key_values"), kwargs.get("logits_to_keep", 0)
+    if isinstance(logits, int) and logits > 1 and not (cache is not None and cache.get_seq_length()):
+        raise ModelError(
+            "the last token of the prompt decides, so it must end it: no assistant, no logits_to_keep over 1"
+        )
 
 
 def decoder_layers(vlm: Opened) -> list[nn.Module]:
