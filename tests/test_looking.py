@@ -14,7 +14,7 @@ import regard
 from regard import BudgetError, DataError, ImageError, ModelError, Question, Record, RegardError, VisualTokens
 from regard.allocate import load
 from regard.allocate.grid import Grid
-from regard.looking import nearest_quarter
+from regard.recorded import nearest_quarter
 from regard.report.pictures import heat_map, preview, relevance_map, sheet
 from regard.report.table import table
 
@@ -182,7 +182,7 @@ def test_the_table_has_the_figures():
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(table(record))
     text = console.export_text()
-    assert text.count("187 → 9") == 10
+    assert text.count("187 → 9") == len(record.looks)
     assert "what is [b]blue" in text
     assert text.count("100%") == 2
     assert "Qwen2.5-7B" in text

@@ -63,7 +63,7 @@ def test_what_is_no_record_is_one_line(text: str, tmp_path: Path):
     [
         (("looks", 0, "steps"), []),
         (("looks", 0, "question"), 7),
-        (("looks", 0, "tokens_out"), 0),
+        (("looks", 0, "tokens_out"), -1),
         (("boxes",), "abc"),
         (("boxes", 0), [0, 0, 2, 1]),
         (("relevance",), []),

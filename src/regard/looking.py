@@ -3,12 +3,11 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
 from functools import partial
 
 import PIL.Image
 
-from regard.allocate import Allocator, catalogue, checked_budget, load, missing_needs, name_of
+from regard.allocate import Allocator, catalogue, checked_budget, missing_needs, name_of, seeded
 from regard.allocation import Allocation
 from regard.cost.language import QWEN2_5_7B
 from regard.errors import BudgetError, DataError
@@ -39,7 +38,7 @@ def look(
     """
     questions = checked_questions(question)
     named = [allocators] if isinstance(allocators, str) else allocators
-    chosen = None if named is None else [_seeded(a, seed) for a in named]
+    chosen = None if named is None else [seeded(a, seed) for a in named]
     _check_amount(budget, keep)
     seconds: dict[str, float] = {}
     picture, preview = _timed(seconds, "read", progress, partial(read_picture, image))
@@ -49,7 +48,7 @@ def look(
     n = int(tokens.valid.sum())
     amount = budget if budget is not None else max(1, round((0.1 if keep is None else keep) * n))
     if chosen is None:
-        every = [_seeded(name, seed) for name in catalogue()]
+        every = [seeded(name, seed) for name in catalogue()]
         chosen = [a for a in every if not missing_needs(a.needs, tokens, asked[0])]
     return Record(
         picture=preview,
@@ -133,13 +132,6 @@ def _check_amount(budget: int | None, keep: float | None) -> None:
         checked_budget(budget)
     if keep is not None and not (isinstance(keep, int | float) and 0 < keep <= 1):
         raise BudgetError(f"the fraction to keep must be over 0 and at most 1, got {keep!r}")
-
-
-def _seeded(allocator: str | Allocator, seed: int) -> Allocator:
-    if not isinstance(allocator, str):
-        return allocator
-    loaded = load(allocator)
-    return replace(loaded, seed=seed) if any(f.name == "seed" for f in fields(loaded)) else loaded
 
 
 def _embedded() -> Eye:

@@ -1,6 +1,7 @@
 """What one run did and cost, as plain data: JSON in and out. Every picture and table is drawn from it."""
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,6 +67,50 @@ class Look:
         return whole
 
 
+STAGES = ("vision", "decide", "prefill", "decode")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a language model answered to the first question, and what it took.
+
+    allocator: None where the model got all visual tokens. prompt_tokens: all that the language model read, the
+    visual ones among them. seconds: "vision" (the encoder), "decide" (all that shortening adds), "prefill" (to the
+    first token), "decode" (the other tokens). memory: bytes in use before and at the peak, None where not counted.
+    """
+
+    allocator: str | None
+    text: str
+    visual_tokens: int
+    prompt_tokens: int
+    new_tokens: int
+    seconds: dict[str, float]
+    memory_before: int | None = None
+    memory_peak: int | None = None
+
+    @property
+    def first_token(self) -> float:
+        """Seconds from the image's pixels to the first token."""
+        return self.seconds["vision"] + self.seconds["decide"] + self.seconds["prefill"]
+
+    @property
+    def per_token(self) -> float | None:
+        """Seconds for each token after the first; None where there is none."""
+        return self.seconds["decode"] / (self.new_tokens - 1) if self.new_tokens > 1 else None
+
+    def _check(self) -> None:
+        """Raise ValueError where the parts do not fit together."""
+        times = [self.seconds[stage] for stage in STAGES]
+        if not all(isinstance(value, int | float) and 0 <= value < math.inf for value in times):
+            raise ValueError("the seconds of an answer must be finite and not negative")
+        if not isinstance(self.text, str) or not isinstance(self.allocator, str | None):
+            raise ValueError("an answer must be text, by an allocator or by none")
+        if not 0 <= self.visual_tokens <= self.prompt_tokens or self.new_tokens < 1:
+            raise ValueError("the tokens of an answer do not fit together")
+        if any(not isinstance(size, int | None) for size in (self.memory_before, self.memory_peak)):
+            raise ValueError("memory must be in bytes")
+
+
 @dataclass(frozen=True)
 class Record:
     """One run: one picture, some questions, some allocators at one budget.
@@ -73,6 +118,7 @@ class Record:
     boxes: one (x0, y0, x1, y1) in [0, 1] for each token. relevance: for each question, one value a token.
     grid: (T, H, W) of the tokens. language_model: whose prefill is counted, with prompt_tokens of text.
     seconds: what took how long ("read", "load", "encode"). made: versions, seed and machine.
+    answers: a model's, where one was asked, the first with all visual tokens.
     """
 
     picture: Picture
@@ -86,6 +132,7 @@ class Record:
     prompt_tokens: int
     seconds: dict[str, float]
     made: dict[str, str]
+    answers: tuple[Answer, ...] = ()
 
     def to_json(self) -> str:
         """The record as one JSON object."""
@@ -108,6 +155,7 @@ class Record:
                 data[name] = tuple(tuple(row) for row in data[name])
             grid = data.pop("grid")
             data["questions"] = tuple(data["questions"])
+            data["answers"] = tuple(Answer(**answer) for answer in data.pop("answers", ()))
             record = cls(Picture(**picture), looks=tuple(looks), grid=None if grid is None else tuple(grid), **data)
             record._check()
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
@@ -126,6 +174,8 @@ class Record:
                 raise ValueError(f"the look of {look.allocator} fits neither the questions nor the tokens")
             if look.steps[0].allocation["n_in"] != n:
                 raise ValueError(f"the look of {look.allocator} reads {look.steps[0].allocation['n_in']} of {n} tokens")
+        for answer in self.answers:
+            answer._check()
 
     def save(self, path: str | os.PathLike) -> None:
         """Write record.json, all of it or nothing."""

@@ -4,6 +4,7 @@ A new allocator is one new file here with one `Allocator` in it, or an entry poi
 another package: `name = "package.module:Class"`.
 """
 
+from dataclasses import fields, replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -13,7 +14,17 @@ from typing import Any
 from regard.allocate._base import Allocates, Allocator, checked_budget, missing_needs, top_slots
 from regard.errors import ModelError
 
-__all__ = ["Allocates", "Allocator", "catalogue", "checked_budget", "load", "missing_needs", "name_of", "top_slots"]
+__all__ = [
+    "Allocates",
+    "Allocator",
+    "catalogue",
+    "checked_budget",
+    "load",
+    "missing_needs",
+    "name_of",
+    "seeded",
+    "top_slots",
+]
 
 
 def catalogue() -> tuple[str, ...]:
@@ -36,6 +47,14 @@ def load(name: str, **fields: Any) -> Allocator:
         return kind(**fields)
     except TypeError as error:
         raise ModelError(f"allocator {name}: {error}") from error
+
+
+def seeded(allocator: Any, seed: int) -> Any:
+    """An allocator as it is, or the one of this name, which draws from `seed` if it draws."""
+    if not isinstance(allocator, str):
+        return allocator
+    loaded = load(allocator)
+    return replace(loaded, seed=seed) if any(field.name == "seed" for field in fields(loaded)) else loaded
 
 
 def name_of(allocator: Allocator) -> str:

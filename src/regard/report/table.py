@@ -1,9 +1,11 @@
 """The table of a Record: what each allocator kept, how long it took, where it looked and what the prefill costs."""
 
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from regard.record import Record
+from regard.record import Answer, Record
 
 
 def table(record: Record) -> Table:
@@ -31,6 +33,44 @@ def table(record: Record) -> Table:
         f"prefill: {record.language_model} with {record.prompt_tokens} text tokens, by formula."
     )
     return grid
+
+
+def answers_table(record: Record) -> Group:
+    """One row for each answer, the untouched model's first, and what was answered below."""
+    grid = Table(title=escape(_title(record)), title_justify="left", header_style="bold")
+    grid.add_column("allocator", no_wrap=True)
+    for name in ("visual tokens", "vision", "+ decide", "+ prefill", "= first token", "per token", "memory"):
+        grid.add_column(name, justify="right")
+    for answer in record.answers:
+        stages = [answer.seconds[stage] for stage in ("vision", "decide", "prefill")]
+        grid.add_row(
+            name_of(answer),
+            str(answer.visual_tokens),
+            *(f"{seconds * 1e3:,.1f}" for seconds in (*stages, answer.first_token)),
+            "-" if answer.per_token is None else f"{answer.per_token * 1e3:,.1f}",
+            memory_of(answer),
+            end_section=answer.allocator is None,
+        )
+    made = record.made
+    grid.caption = (
+        f"In milliseconds: {made.get('model', 'the model')} on {made.get('device', 'this machine')}. "
+        f"Memory: at the peak, and how much of it is new ({made.get('memory', 'not measured')})."
+    )
+    said = [Text.assemble((f"{name_of(answer)}: ", "bold"), answer.text or "(nothing)") for answer in record.answers]
+    return Group(grid, *said)
+
+
+def name_of(answer: Answer) -> str:
+    """Which tokens the model got."""
+    return "all tokens" if answer.allocator is None else answer.allocator
+
+
+def memory_of(answer: Answer) -> str:
+    """The peak in MB and what of it was added, or a dash."""
+    if answer.memory_peak is None or answer.memory_before is None:
+        return "-"
+    added = max(0, answer.memory_peak - answer.memory_before)
+    return f"{answer.memory_peak / 1e6:,.0f} MB (+{added / 1e6:,.0f})"
 
 
 def _title(record: Record) -> str:
