@@ -1,10 +1,11 @@
-"""The command line: `regard look`, `regard list`. Exit codes: 0, 1 for a failure, 2 for a usage that cannot work."""
+"""The command line: `regard look`, `regard ask`, `regard list`.
+
+Exit codes: 0, 1 for a failure, 2 for a usage that cannot work.
+"""
 
 import io
 import json
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,9 @@ import typer
 from rich.console import Console
 
 from regard import __version__
-from regard.errors import BudgetError, DataError, ModelError, RegardError
+from regard.cli._ask import ask
+from regard.cli._shared import Progress, UsageError, check_allocators, check_writable, console, names_in, write
+from regard.errors import BudgetError, ModelError, RegardError
 
 if TYPE_CHECKING:
     from regard.record import Record
@@ -91,12 +94,12 @@ def look(
     """See where each way of spending a token budget looks, for a photo and a question."""
     from regard.looking import look as look_at
 
-    names = None if allocator is None else [name.strip() for name in allocator.split(",") if name.strip()]
+    names = names_in(allocator)
     _check_usage(questions, names)
-    _check_writable(out)
+    check_writable(out)
     if len(questions) > 2 and not quiet and not any(" " in question.strip() for question in questions):
         typer.echo(f"regard: asking {len(questions)} questions of one word: put quotes around one question", err=True)
-    with _Progress(quiet) as stage:
+    with Progress(quiet) as stage:
         record = look_at(image, questions, budget=budget, keep=keep, allocators=names, seed=seed, progress=stage)
         stage("draw")
         written = write(record, out)
@@ -106,77 +109,27 @@ def look(
         _show(record, written)
 
 
-def write(record: "Record", folder: Path) -> Path:
-    """Write record.json, a picture for each look and report.html; all are made before the first is written."""
-    from regard.files import write_all
-    from regard.report.page import page
-    from regard.report.pictures import heat_map, png
-
-    files: dict[str, str | bytes] = {"record.json": record.to_json()}
-    for look in record.looks:
-        files[f"{look.question + 1}-{look.allocator.replace('/', '_')}.png"] = png(heat_map(record, look))
-    files["report.html"] = page(record)
-    write_all(folder, files)
-    return folder / "report.html"
+app.command()(ask)
 
 
 def _show(record: "Record", written: Path) -> None:
     from regard.report.table import table
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    terminal = console()
     for note in record.picture.notes:
-        console.print(f"note: {note}", style="yellow", markup=False)
-    console.print(table(record))
-    console.print(f"Open {written}", markup=False, highlight=False, soft_wrap=True)
-
-
-class _UsageError(RegardError):
-    """A command line that cannot work, whatever the image."""
+        terminal.print(f"note: {note}", style="yellow", markup=False)
+    terminal.print(table(record))
+    terminal.print(f"Open {written}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_usage(questions: list[str], names: list[str] | None) -> None:
-    from regard.allocate import catalogue, load
     from regard.looking import checked_questions
 
     try:
         checked_questions(questions)
-        for name in [""] if names == [] else names or []:
-            if name not in catalogue():
-                load(name)
     except RegardError as error:
-        raise _UsageError(str(error)) from error
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuse a place that cannot be written before any work is done for it."""
-    from regard.pixels import one_line
-
-    place = folder
-    try:
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        writable = place.is_dir() and os.access(place, os.W_OK)
-    except OSError as error:
-        raise DataError(f"cannot write to {one_line(str(folder))!r}: {error.strerror}: choose another --out") from error
-    if not writable:
-        raise DataError(f"cannot write to {str(folder)!r}: you may not write in {str(place)!r}: choose another --out")
-
-
-class _Progress:
-    """A line on stderr that names the stage at work, for people only."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.status = None if quiet or not sys.stderr.isatty() else Console(stderr=True).status("start")
-
-    def __enter__(self) -> Callable[[str], None]:
-        if self.status is None:
-            return lambda stage: None
-        self.status.start()
-        return self.status.update
-
-    def __exit__(self, *error: object) -> None:
-        if self.status is not None:
-            self.status.stop()
+        raise UsageError(str(error)) from error
+    check_allocators([""] if names == [] else names or [])
 
 
 def main() -> None:
@@ -190,12 +143,8 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         typer.echo(f"regard: {error}", err=True)
-        sys.exit(2 if isinstance(error, BudgetError | _UsageError) else 1)
+        sys.exit(2 if isinstance(error, BudgetError | UsageError) else 1)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:
             typer.echo("regard: interrupted; nothing half-written is left", err=True)
         raise
-
-
-if __name__ == "__main__":
-    main()

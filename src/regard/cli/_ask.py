@@ -1,0 +1,163 @@
+"""`regard ask`: a model's answers with all of its visual tokens and with fewer."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from regard.cli._shared import Progress, UsageError, check_allocators, check_writable, console, names_in, write
+
+if TYPE_CHECKING:
+    from regard.vlm.ask import Asked
+
+Positions = Literal["original", "compact"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+ORDER = 'regard ask IMAGE... "QUESTION" --model NAME'
+
+
+def ask(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar='IMAGE... "QUESTION"', help="One photo or several, and the question last.", show_default=False
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="A folder, or a name of the Hugging Face hub.", show_default=False)],
+    budget: Annotated[int | None, typer.Option(help="Tokens an image.", show_default=False)] = None,
+    keep: Annotated[float | None, typer.Option(help="Fraction of the tokens to keep.", show_default="0.25")] = None,
+    allocator: Annotated[str | None, typer.Option(help="How to shorten.", show_default="divprune")] = None,
+    compare: Annotated[
+        str | None, typer.Option(help="More ways to shorten: names, separated by commas.", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 32,
+    positions: Annotated[Positions, typer.Option(help="Where the tokens left stand.")] = "original",
+    sign: Annotated[int, typer.Option(help="-1 where the model's relevance points away.", show_default="1")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[Dtype, typer.Option(help="auto is that of the model's files.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for record.json, the pictures and report.html.")] = Path(
+        "regard-ask"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the records as JSON, not a table.")] = False,
+    seed: Annotated[int, typer.Option(help="For allocators that draw.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Ask a vision-language model about a photo, with all of its visual tokens and with fewer."""
+    images, question = _split(words)
+    first, others = _one_name(allocator), names_in(compare)
+    _check_usage(first, others, sign, max_new_tokens, {"budget": budget, "keep": keep}, len(images))
+    check_writable(out)
+    _check_images(images)
+    with Progress(quiet) as stage, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stage("load the model")
+        _hush()
+        from regard.vlm.ask import ask as answers
+        from regard.vlm.processors import load_model, load_processor
+
+        processor = load_processor(model)
+        asked = answers(
+            load_model(model, dtype=dtype, device=device),
+            processor,
+            images,
+            question,
+            budget=budget,
+            keep=keep,
+            allocator=first,
+            compare=others or (),
+            max_new_tokens=max_new_tokens,
+            positions=positions,
+            sign=1 if sign == 1 else -1,
+            seed=seed,
+            progress=stage,
+        )
+        stage("draw")
+        folders = [out / str(number + 1) for number in range(len(images))] if len(images) > 1 else [out]
+        written = [write(record, folder) for record, folder in zip(asked.records, folders, strict=True)]
+    if as_json:
+        records = [json.loads(record.to_json()) for record in asked.records]
+        typer.echo(json.dumps(records[0] if len(records) == 1 else records))
+    elif not quiet:
+        _show(asked, written)
+
+
+def _split(words: list[str]) -> tuple[list[str], str]:
+    """The images and the question. Raises UsageError where their order cannot be meant."""
+    *images, question = words
+    if _is_file(question):
+        if images and not _is_file(images[0]):
+            raise UsageError(f"the question comes last: {ORDER}")
+        raise UsageError(f"the question is missing, as {question!r} is a file: {ORDER}")
+    if not images:
+        raise UsageError(f"the image is missing, as {question!r} is no file: {ORDER}")
+    if not question.strip():
+        raise UsageError("the question is empty: ask in words, such as 'where is the cat?'")
+    if _is_file(images[0]) and len(images) > 1 and not any(_is_file(name) or "." in name for name in images[1:]):
+        raise UsageError(f"put quotes around the question: {ORDER}")
+    return images, question
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _one_name(allocator: str | None) -> str | None:
+    if allocator is not None and "," in allocator:
+        raise UsageError("--allocator takes one name: give several to --compare")
+    return allocator
+
+
+def _check_usage(
+    first: str | None, others: list[str] | None, sign: int, max_new_tokens: int, amount: dict[str, Any], images: int
+) -> None:
+    if sign not in (1, -1):
+        raise UsageError(f"--sign must be 1 or -1, got {sign}")
+    if max_new_tokens < 1:
+        raise UsageError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
+    check_allocators([*([] if first is None else [first]), *([""] if others == [] else others or [])])
+    if any(value is not None for value in amount.values()):
+        from regard.vlm.decide import budgets_of
+
+        budgets_of([1] * images, **amount)
+
+
+def _check_images(images: list[str]) -> None:
+    """Raise ImageError before a model is loaded in vain."""
+    from regard.images import load_image
+
+    for image in images:
+        load_image(image)
+
+
+def _hush() -> None:
+    """Keep what transformers and the hub say while they load off the terminal."""
+    from importlib.util import find_spec
+
+    from regard.errors import ModelError
+
+    if find_spec("transformers") is None:
+        raise ModelError("asking a model needs transformers: pip install 'regard[hf]'")
+    import huggingface_hub.utils
+    import transformers
+
+    transformers.logging.set_verbosity(logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()
+    huggingface_hub.utils.disable_progress_bars()
+
+
+def _show(asked: "Asked", written: list[Path]) -> None:
+    from regard.report.table import answers_table
+
+    terminal = console()
+    for note in dict.fromkeys((*(n for r in asked.records for n in r.picture.notes), *asked.notes)):
+        terminal.print(f"note: {note}", style="yellow", markup=False)
+    terminal.print(answers_table(asked.records[0]))
+    places = ", ".join(str(place) for place in written)
+    terminal.print(f"Open {places}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,87 @@
+"""What the commands have in common."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from regard.errors import DataError, RegardError
+
+if TYPE_CHECKING:
+    from regard.record import Record
+
+
+class UsageError(RegardError):
+    """A command line that cannot work, whatever the image."""
+
+
+class Progress:
+    """A line on stderr that names the stage at work, for people only."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.status = None if quiet or not sys.stderr.isatty() else Console(stderr=True).status("start")
+
+    def __enter__(self) -> Callable[[str], None]:
+        if self.status is None:
+            return lambda stage: None
+        self.status.start()
+        return self.status.update
+
+    def __exit__(self, *error: object) -> None:
+        if self.status is not None:
+            self.status.stop()
+
+
+def names_in(text: str | None) -> list[str] | None:
+    """Names separated by commas; None where nothing was given."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def check_allocators(names: Iterable[str]) -> None:
+    """Raise UsageError where one is not known."""
+    from regard.allocate import catalogue, load
+
+    known = catalogue()
+    try:
+        for name in names:
+            if name not in known:
+                load(name)
+    except RegardError as error:
+        raise UsageError(str(error)) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a place that cannot be written before any work is done for it."""
+    from regard.pixels import one_line
+
+    place = folder
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        writable = place.is_dir() and os.access(place, os.W_OK)
+    except OSError as error:
+        raise DataError(f"cannot write to {one_line(str(folder))!r}: {error.strerror}: choose another --out") from error
+    if not writable:
+        raise DataError(f"cannot write to {str(folder)!r}: you may not write in {str(place)!r}: choose another --out")
+
+
+def write(record: "Record", folder: Path) -> Path:
+    """Write record.json, a picture for each look and report.html; all are made before the first is written."""
+    from regard.files import write_all
+    from regard.report.page import page
+    from regard.report.pictures import heat_map, png
+
+    files: dict[str, str | bytes] = {"record.json": record.to_json()}
+    for look in record.looks:
+        files[f"{look.question + 1}-{look.allocator.replace('/', '_')}.png"] = png(heat_map(record, look))
+    files["report.html"] = page(record)
+    write_all(folder, files)
+    return folder / "report.html"
+
+
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal, 120 columns where there is none."""
+    return Console(width=None if sys.stdout.isatty() else 120)
