@@ -16,7 +16,7 @@ def text(kind: str, **extra) -> dict:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
     small = {"vocab_size": VOCAB, "num_key_value_heads": 2, "max_position_embeddings": 512}
     ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": PAD}
-    return {"model_type": kind, **sizes, **small, **ends, **extra}
+    return {"model_type": kind, **sizes, **small, **ends, "tie_word_embeddings": False, **extra}
 
 
 def vision(kind: str | None = None, **extra) -> dict:
@@ -93,7 +93,7 @@ def build(name: str, folder: Path) -> Path:
     torch.manual_seed(0)
     kernel = "eager" if name == "paligemma2" else "sdpa"
     kind = {"llava_siglip": "llava", "paligemma2": "paligemma"}.get(name, name)
-    config = transformers.AutoConfig.for_model(kind, **parts(name))
+    config = transformers.AutoConfig.for_model(kind, tie_word_embeddings=False, **parts(name))
     model: Any = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation=kernel)
     with torch.no_grad():
         for parameter in model.parameters():
