@@ -15,6 +15,7 @@ import torch
 import regard
 from regard.allocate import Allocator
 from regard.allocation import Allocation
+from regard.record import Answer
 from regard.report.page import page
 from regard.tokens import Question, VisualTokens
 
@@ -105,6 +106,26 @@ def test_no_text_can_break_out(text, record):
         assert "\u2028" not in each
         assert each.encode()
     assert "<title>&lt;/title&gt;&lt;script&gt;alert(1)" in named
+
+
+def answered(record):
+    seconds = {"vision": 0.1, "decide": 0.0, "prefill": 0.3, "decode": 0.6}
+    whole = Answer(None, f"It is red. {ATTACK}", 77, 90, 4, seconds, 10**9, 3 * 10**9)
+    few = Answer("top", "", 15, 28, 1, {**seconds, "decide": 0.02, "prefill": 0.08, "decode": 0.0})
+    return replace(record, answers=(whole, few))
+
+
+def test_answers_are_shown_in_what_they_took(record):
+    text = page(answered(record))
+    whole, few = embedded(text)["answers"]
+    assert text.count("<script") == text.count("</script>") == 2
+    assert whole["text"].endswith(ATTACK)
+    assert whole["first"] == "first token after 400.0 ms"
+    assert whole["shares"] == {"vision": 0.25, "decide": 0, "prefill": 0.75}
+    assert whole["cost"].endswith("prefill 300.0 ms; then 200.0 ms a token; memory 3,000 MB (+2,000)")
+    assert few["cost"] == "vision 100.0 ms + decide 20.0 ms + prefill 80.0 ms"
+    assert sum(few["shares"].values()) == pytest.approx(0.5)
+    assert embedded(page(record))["answers"] == []
 
 
 def test_carries_what_the_allocations_say(text, record):
@@ -228,6 +249,20 @@ def check_values(tab, record, question, patch):
         assert float(amount) == pytest.approx(spent, rel=5e-3)
         assert int(output) == int(matrix[:, patch].argmax())
         assert int(reads) == int((matrix[int(output)] > 0).sum())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_answers_are_drawn_as_bars(view, record, scheme):
+    shown = view(page(answered(record)), color_scheme=scheme)
+    assert shown.locator("#cards .card").count() == 2
+    assert ATTACK.split("<")[0] in shown.locator("#cards blockquote").first.inner_text()
+    bar = shown.locator(".stages").nth(1)
+    widths = bar.evaluate(
+        "bar => [...bar.children].map((part) => part.getBoundingClientRect().width / bar.clientWidth)"
+    )
+    assert widths == pytest.approx([0.25, 0.05, 0.2], abs=0.01)
+    assert shown.locator("blockquote").nth(1).inner_text() == "(nothing)"
+    assert not view(page(record)).locator("#answers").is_visible()
 
 
 def test_a_pointed_patch_is_shown_in_every_panel(view, record):

@@ -2,6 +2,7 @@
 
 import os
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from regard.vlm.shortened import Shortened
 
 Image = str | os.PathLike | bytes | PIL.Image.Image
 ALL = "all tokens"
-QUICK, ROUNDS = 2.0, 3  # answers that take up to so many seconds are given so many times
+QUICK, ROUNDS = 20.0, 3  # where all answers together take up to so many seconds, they are given so many times
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ def ask(
         progress("warm up")
         run.once(None, {"keep": 1.0}, min(2, max_new_tokens))
         ways = [(None, {"keep": 1.0}), *((each, {"budget": budget, "keep": keep}) for each in chosen)]
-        answers, shorts = run.measured(ways, max_new_tokens, progress)
-    records = _records(shorts[1:], [preview for _, preview in pictures], answers, _made(vlm, seed))
+        answers, shorts, rounds = run.measured(ways, max_new_tokens, progress)
+    records = _records(shorts[1:], [preview for _, preview in pictures], answers, _made(vlm, seed, rounds))
     return Asked(answers, records, tuple(dict.fromkeys(short.caution for short in shorts if short.caution)))
 
 
@@ -95,18 +96,17 @@ class _Run:
 
     def measured(
         self, ways: Sequence[tuple[Allocates | None, Mapping[str, Any]]], new: int, progress: Callable[[str], None]
-    ) -> tuple[tuple[Answer, ...], list[Shortened]]:
-        """An answer for each way; where all are quick, in three rounds, for the medians of their times."""
+    ) -> tuple[tuple[Answer, ...], list[Shortened], int]:
+        """An answer for each way, and the rounds: three where all are quick, for the medians of their times."""
         rounds: list[list[tuple[Answer, Shortened]]] = []
-        while len(rounds) < ROUNDS:
+        start = time.perf_counter()
+        while not rounds or (len(rounds) < ROUNDS and time.perf_counter() - start < QUICK * len(rounds)):
             rounds.append([])
             for allocator, amount in ways:
                 progress(f"answer: {ALL if allocator is None else name_of_any(allocator)}")
                 rounds[-1].append(self.once(allocator, amount, new))
-            if max(sum(answer.seconds.values()) for answer, _ in rounds[0]) > QUICK:
-                break
         answers = tuple(_median([answer for answer, _ in same]) for same in zip(*rounds, strict=True))
-        return answers, [short for _, short in rounds[0]]
+        return answers, [short for _, short in rounds[0]], len(rounds)
 
     def once(self, allocator: Allocates | None, amount: Mapping[str, Any], new: int) -> tuple[Answer, Shortened]:
         """One answer, with all tokens where there is no allocator."""
@@ -176,9 +176,11 @@ def _records(
     )
 
 
-def _made(vlm: Opened, seed: int) -> dict[str, str]:
+def _made(vlm: Opened, seed: int, rounds: int) -> dict[str, str]:
     device = next(vlm.model.parameters()).device
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     name = Path(str(vlm.config.name_or_path)).name or vlm.config.model_type
     dtype = str(next(vlm.model.parameters()).dtype).removeprefix("torch.")
-    return {**made_by(seed), "model": f"{name}, {dtype}", "device": place, "memory": PeakMemory.kind(device)}
+    timed = "once" if rounds == 1 else f"medians of {rounds} rounds"
+    about = {"model": f"{name}, {dtype}", "device": place, "timed": timed, "memory": PeakMemory.kind(device)}
+    return {**made_by(seed), **about}
