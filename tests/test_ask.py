@@ -175,6 +175,7 @@ def test_as_a_process(saved, folder: Path, tmp_path: Path):
     assert "regard:" not in done.stderr
     assert "transformers" not in done.stderr
     assert "Loading" not in done.stderr
+    assert ", and 1 more image " in done.stdout
     assert done.stdout.endswith("Open regard-ask/1/report.html, regard-ask/2/report.html\n")
     names = [Record.load(tmp_path / "regard-ask" / number / "record.json").picture.name for number in "12"]
     assert names == ["a.png", "b.png"]

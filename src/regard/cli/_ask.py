@@ -158,6 +158,6 @@ def _show(asked: "Asked", written: list[Path]) -> None:
     terminal = console()
     for note in dict.fromkeys((*(n for r in asked.records for n in r.picture.notes), *asked.notes)):
         terminal.print(f"note: {note}", style="yellow", markup=False)
-    terminal.print(answers_table(asked.records[0]))
+    terminal.print(answers_table(asked.records[0], more=len(asked.records) - 1))
     places = ", ".join(str(place) for place in written)
     terminal.print(f"Open {places}", markup=False, highlight=False, soft_wrap=True)

@@ -35,9 +35,10 @@ def table(record: Record) -> Table:
     return grid
 
 
-def answers_table(record: Record) -> Group:
-    """One row for each answer, the untouched model's first, and what was answered below."""
-    grid = Table(title=escape(_title(record)), title_justify="left", header_style="bold")
+def answers_table(record: Record, more: int = 0) -> Group:
+    """One row for each answer, the untouched model's first, and what was answered below. more: images than this one."""
+    title = _title(record) + (f", and {more} more image{'s' if more > 1 else ''}" if more else "")
+    grid = Table(title=escape(title), title_justify="left", header_style="bold")
     grid.add_column("allocator", no_wrap=True)
     for name in ("visual tokens", "vision", "+ decide", "+ prefill", "= first token", "per token", "memory"):
         grid.add_column(name, justify="right")
