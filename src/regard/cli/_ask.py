@@ -51,29 +51,10 @@ def ask(
     _check_usage(first, others, sign, max_new_tokens, {"budget": budget, "keep": keep}, len(images))
     check_writable(out)
     _check_images(images)
-    with Progress(quiet) as stage, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        stage("load the model")
-        _hush()
-        from regard.vlm.ask import ask as answers
-        from regard.vlm.processors import load_model, load_processor
-
-        processor = load_processor(model)
-        asked = answers(
-            load_model(model, dtype=dtype, device=device),
-            processor,
-            images,
-            question,
-            budget=budget,
-            keep=keep,
-            allocator=first,
-            compare=others or (),
-            max_new_tokens=max_new_tokens,
-            positions=positions,
-            sign=1 if sign == 1 else -1,
-            seed=seed,
-            progress=stage,
-        )
+    amount: dict[str, Any] = {"budget": budget, "keep": keep, "allocator": first, "compare": others or ()}
+    way = {"max_new_tokens": max_new_tokens, "positions": positions, "sign": sign, "seed": seed}
+    with Progress(quiet) as stage:
+        asked = _answered(images, question, model, dtype, device, progress=stage, **amount, **way)
         stage("draw")
         folders = [out / str(number + 1) for number in range(len(images))] if len(images) > 1 else [out]
         written = [write(record, folder) for record, folder in zip(asked.records, folders, strict=True)]
@@ -82,6 +63,19 @@ def ask(
         typer.echo(json.dumps(records[0] if len(records) == 1 else records))
     elif not quiet:
         _show(asked, written)
+
+
+def _answered(images: list[str], question: str, model: str, dtype: str, device: str, **options: Any) -> "Asked":
+    """Load the model, and let it answer without a word on the terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        options["progress"]("load the model")
+        _hush()
+        from regard.vlm.ask import ask as answers
+        from regard.vlm.processors import load_model, load_processor
+
+        processor = load_processor(model)
+        return answers(load_model(model, dtype=dtype, device=device), processor, images, question, **options)
 
 
 def _split(words: list[str]) -> tuple[list[str], str]:

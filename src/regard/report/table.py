@@ -54,7 +54,8 @@ def answers_table(record: Record, more: int = 0) -> Group:
         )
     made = record.made
     grid.caption = (
-        f"In milliseconds ({made.get('timed', 'once')}): {made.get('model', 'the model')} on {made.get('device', '?')}. "
+        f"In milliseconds ({made.get('timed', 'once')}): {made.get('model', 'the model')} on "
+        f"{made.get('device', 'this machine')}. "
         f"Memory: at the peak, and how much of it is new ({made.get('memory', 'not measured')})."
     )
     said = [Text.assemble((f"{name_of(answer)}: ", "bold"), answer.text or "(nothing)") for answer in record.answers]
