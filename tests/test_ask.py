@@ -20,7 +20,7 @@ from regard import BudgetError, DataError, ModelError, Record, cli
 from regard.vlm.chat import chat_inputs
 from regard.vlm.measure import PeakMemory
 from regard.vlm.opened import opened
-from regard.vlm.processors import images_only, load_model, load_processor
+from regard.vlm.processors import images_only, load_model, load_processor, model_name
 
 FAMILIES = "llava llava_next qwen2_vl qwen2_5_vl qwen3_vl smolvlm idefics3 internvl paligemma".split()
 QUESTION = "where is the cat ?"
@@ -317,6 +317,14 @@ def test_a_processor_without_videos_is_saved_and_loaded_and_changes_no_class(nam
     again = load_processor(tmp_path)
     assert again.chat_template == processor.chat_template
     assert again.image_processor.to_dict() == processor.image_processor.to_dict()
+
+
+def test_a_model_has_its_name_from_the_hub_or_its_folder():
+    assert (
+        model_name("/x/hub/models--Qwen--Qwen2.5-VL-3B-Instruct/snapshots/66285546d") == "Qwen/Qwen2.5-VL-3B-Instruct"
+    )
+    assert model_name("models/mine/") == "mine"
+    assert model_name("") == ""
 
 
 def test_without_num2words_one_line_says_so(saved, monkeypatch):

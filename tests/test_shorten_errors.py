@@ -3,6 +3,7 @@
 import sys
 import warnings
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -109,13 +110,15 @@ def test_models_that_cannot_be_shortened(llava):
 @pytest.mark.parametrize("version", ["4.57.6", "5.17.0", "5.18.1"])
 def test_an_old_transformers(llava, monkeypatch, version):
     monkeypatch.setattr(sys.modules["transformers"], "__version__", version)  # it may have loaded itself anew
-    refused(ModelError, rf"transformers {version}.*pip install 'transformers>=5.19'", *llava, "random", budget=4)
+    model, inputs = llava
+    refused(ModelError, rf"transformers {version}.*pip install 'transformers>=5.19'", model, inputs, "random", budget=4)
 
 
 @pytest.mark.parametrize("version", ["5.19.0", "5.23.0", "5.24.0.dev0", "6.0.1"])
 def test_a_newer_transformers(llava, monkeypatch, version):
     monkeypatch.setattr(sys.modules["transformers"], "__version__", version)  # it may have loaded itself anew
-    assert shorten(*llava, "random", budget=4)
+    model, inputs = llava
+    assert shorten(model, inputs, "random", budget=4)
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
@@ -239,7 +242,7 @@ def test_lora_compiled_and_spread_models(models):
     short = shorten(compiled, inputs, "divprune", budget=4)
     with torch.no_grad():
         assert torch.allclose(compiled(**short).logits, plain, atol=1e-4)
-    whole = torch.compile(deepcopy(model), backend="eager")
+    whole: Any = torch.compile(deepcopy(model), backend="eager")
     assert torch.equal(shorten(whole, inputs, "divprune", budget=4)["input_ids"], want["input_ids"])
     adapted = peft.get_peft_model(
         model, peft.LoraConfig(target_modules="all-linear", r=2, init_lora_weights=False)

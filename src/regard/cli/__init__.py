@@ -1,4 +1,4 @@
-"""The command line: `regard look`, `regard ask`, `regard list`.
+"""The command line: `regard look`, `regard ask`, `regard calibrate`, `regard list`.
 
 Exit codes: 0, 1 for a failure, 2 for a usage that cannot work.
 """
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from regard import __version__
 from regard.cli._ask import ask
+from regard.cli._calibrate import calibrate
 from regard.cli._shared import Progress, UsageError, check_allocators, check_writable, console, names_in, write
 from regard.errors import BudgetError, ModelError, RegardError
 
@@ -110,6 +111,7 @@ def look(
 
 
 app.command()(ask)
+app.command()(calibrate)
 
 
 def _show(record: "Record", written: Path) -> None:

@@ -1,14 +1,13 @@
 """`regard ask`: a model's answers with all of its visual tokens and with fewer."""
 
 import json
-import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from regard.cli._shared import Progress, UsageError, check_allocators, check_writable, console, names_in, write
+from regard.cli._shared import Progress, UsageError, check_allocators, check_writable, console, hush, names_in, write
 
 if TYPE_CHECKING:
     from regard.vlm.ask import Asked
@@ -70,7 +69,7 @@ def _answered(images: list[str], question: str, model: str, dtype: str, device: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         options["progress"]("load the model")
-        _hush()
+        hush()
         from regard.vlm.ask import ask as answers
         from regard.vlm.processors import load_model, load_processor
 
@@ -127,23 +126,6 @@ def _check_images(images: list[str]) -> None:
 
     for image in images:
         load_image(image)
-
-
-def _hush() -> None:
-    """Keep what transformers and the hub say while they load off the terminal."""
-    from importlib.util import find_spec
-
-    from regard.errors import ModelError
-
-    if find_spec("transformers") is None:
-        raise ModelError("asking a model needs transformers: pip install 'regard[hf]'")
-    import huggingface_hub.utils
-    import transformers
-
-    transformers.logging.set_verbosity(logging.CRITICAL)
-    transformers.logging.disable_progress_bar()
-    huggingface_hub.utils.logging.set_verbosity_error()
-    huggingface_hub.utils.disable_progress_bars()
 
 
 def _show(asked: "Asked", written: list[Path]) -> None:

@@ -1,5 +1,6 @@
 """What the commands have in common."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from regard.errors import DataError, RegardError
+from regard.errors import DataError, ModelError, RegardError
 
 if TYPE_CHECKING:
     from regard.record import Record
@@ -85,3 +86,18 @@ def write(record: "Record", folder: Path) -> Path:
 def console() -> Console:
     """Where tables are printed: as wide as the terminal, 120 columns where there is none."""
     return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def hush() -> None:
+    """Keep what transformers and the hub say while they load off the terminal."""
+    from importlib.util import find_spec
+
+    if find_spec("transformers") is None:
+        raise ModelError("asking a model needs transformers: pip install 'regard[hf]'")
+    import huggingface_hub.utils
+    import transformers
+
+    transformers.logging.set_verbosity(logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()
+    huggingface_hub.utils.disable_progress_bars()

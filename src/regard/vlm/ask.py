@@ -5,7 +5,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import PIL.Image
@@ -20,6 +19,7 @@ from regard.vlm.chat import chat_inputs
 from regard.vlm.decide import budgets_of
 from regard.vlm.measure import PeakMemory, TokenTimes
 from regard.vlm.opened import Opened, opened
+from regard.vlm.processors import model_name
 from regard.vlm.shorten import shorten
 from regard.vlm.shortened import Shortened
 
@@ -179,7 +179,7 @@ def _records(
 def _made(vlm: Opened, seed: int, rounds: int) -> dict[str, str]:
     device = next(vlm.model.parameters()).device
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    name = Path(str(vlm.config.name_or_path)).name or vlm.config.model_type
+    name = model_name(vlm.config.name_or_path) or vlm.config.model_type
     dtype = str(next(vlm.model.parameters()).dtype).removeprefix("torch.")
     timed = "once" if rounds == 1 else f"medians of {rounds} rounds"
     about = {"model": f"{name}, {dtype}", "device": place, "timed": timed, "memory": PeakMemory.kind(device)}

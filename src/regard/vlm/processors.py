@@ -69,6 +69,13 @@ def _cached(name: str, offers: dict[str, Any]) -> Path | None:
     return folder if whole else None
 
 
+def model_name(folder: str | os.PathLike) -> str:
+    """What a model is called: its hub name where the folder is the hub's cache, else the folder's name."""
+    path = Path(folder)
+    cached = [part for part in path.parts if part.startswith("models--")]
+    return cached[-1].removeprefix("models--").replace("--", "/") if cached else path.name
+
+
 def load_model(name: str | os.PathLike, *, dtype: str | torch.dtype = "auto", device: str = "auto") -> nn.Module:
     """A vision-language model, ready to answer. dtype: "auto" is that of its files. device: "auto" is a GPU if any.
 
