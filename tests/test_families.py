@@ -8,7 +8,7 @@ import tiny_vlms as tiny
 from regard.allocation import Allocation
 from regard.errors import DataError, ModelError
 from regard.vlm import catalogue, family_of
-from regard.vlm.internvl import arrangement
+from regard.vlm.families.internvl import arrangement
 from regard.vlm.shorten import shorten
 
 
@@ -128,7 +128,7 @@ def test_a_row_of_one_tile_is_told_from_a_column_of_one(models):
         return {"input_ids": torch.tensor([ids]), "pixel_values": torch.randn(1, count, 3, 24, 24)}
 
     for rows, columns in ((1, 4), (4, 1), (2, 2), (1, 1)):
-        tokens = given(models("smolvlm"), prompt(rows, columns))[0]
+        (tokens,) = given(models("smolvlm"), prompt(rows, columns))
         assert torch.allclose(tokens.boxes[0, 0, 2:], torch.tensor([1 / columns / 3, 1 / rows / 3]))
 
 
@@ -262,6 +262,55 @@ def test_keys_are_averaged_over_heads_and_patches(models, name):
     width = 32 if "qwen" in name else 24
     assert tokens.keys is not None
     assert tokens.keys.shape == (1, tokens.features.shape[1], width // heads)
+    if name not in ("paligemma", "llava_siglip"):
+        return
+    states = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[1]
+    layer = model.model.vision_tower.encoder.layers[1]
+    keys = layer.self_attn.k_proj(layer.layer_norm1(states))
+    assert torch.allclose(tokens.keys, (keys[..., : width // 2] + keys[..., width // 2 :]) / 2, atol=1e-5)
+
+
+def test_norms_of_queries_and_keys_are_taken(models):
+    """InternVL's larger encoders have them."""
+    from transformers import AutoModelForImageTextToText
+
+    parts = tiny.parts("internvl")
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "internvl", **{**parts, "vision_config": {**parts["vision_config"], "use_qk_norm": True}}
+    )
+    models_ = [AutoModelForImageTextToText.from_config(config, attn_implementation=k).eval() for k in ("sdpa", "eager")]
+    for key, parameter in models_[0].named_parameters():
+        if "_norm.weight" in key:
+            torch.nn.init.normal_(parameter)
+    models_[1].load_state_dict(models_[0].state_dict())
+    inputs = tiny.inputs("internvl", [1])
+    ours = given(models_[0], inputs)[0].scores["attention"][0]
+    assert torch.allclose(ours, eager_attention(models_[1], "internvl", inputs), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bool", "added", "of keys", "blocks"])
+def test_attention_under_every_kernels_mask(kind):
+    """The last two of seven positions are padding: no attention goes there, whatever the mask's form."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    from regard.vlm.encoder import _mean_rows
+
+    q, k = torch.randn(3, 7, 2, 4), torch.randn(3, 7, 2, 4)
+    real = torch.arange(7) < 5
+    dense = real.expand(3, 1, 7, 7)
+    mask = {
+        "bool": dense,
+        "added": torch.zeros(3, 1, 7, 7).masked_fill(~dense, torch.finfo(torch.float32).min),
+        "of keys": real.expand(3, 7).long(),
+        "blocks": create_block_mask(lambda b, h, i, j: real[j], 3, 1, 7, 7, device="cpu"),
+    }[kind]
+    want = torch.zeros(3, 7)
+    for image in range(3):
+        for head in range(2):
+            weights = torch.softmax(q[image, :, head] @ k[image, :5, head].T / 2, dim=1)
+            want[image, :5] += weights.mean(dim=0) / 2
+    assert torch.allclose(_mean_rows(q, k, mask), want, atol=1e-6)
 
 
 def test_only_what_is_needed_is_computed(models, monkeypatch):

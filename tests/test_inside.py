@@ -13,11 +13,11 @@ import tiny_vlms as tiny
 from regard.cost.language import LanguageModel
 from regard.errors import BudgetError, DataError, ModelError
 from regard.record import Record
-from regard.vlm.fastv import FastV
 from regard.vlm.inside import Inside, inside
-from regard.vlm.last_row import attention_of
-from regard.vlm.pruned_record import composed
-from regard.vlm.pyramiddrop import PyramidDrop
+from regard.vlm.inside.fastv import FastV
+from regard.vlm.inside.last_row import attention_of
+from regard.vlm.inside.pyramiddrop import PyramidDrop
+from regard.vlm.inside.records import composed
 from regard.vlm.shorten import shorten
 
 NEAR = 1e-4  # of logits with a scale of 10
@@ -185,10 +185,10 @@ def test_another_attention_ranks_other_columns(models, name, monkeypatch):
         others = {
             "the layer after": (FastV, "judge", lambda self, layer: layer),
             "the layer before": (PyramidDrop, "judge", lambda self, layer: layer - 1),
-            "the token before": ("regard.vlm.inside.attention_of", before),
-            "the least": ("regard.vlm.inside.attention_of", lambda *a: -attention_of(*a)),
-            "the neighbours": ("regard.vlm.inside.attention_of", lambda *a: attention_of(*a).roll(1, dims=1)),
-            "no rotation": ("regard.vlm.last_row._rotation", lambda attention: lambda *a: a[:2]),
+            "the token before": ("regard.vlm.inside.hooks.attention_of", before),
+            "the least": ("regard.vlm.inside.hooks.attention_of", lambda *a: -attention_of(*a)),
+            "the neighbours": ("regard.vlm.inside.hooks.attention_of", lambda *a: attention_of(*a).roll(1, dims=1)),
+            "no rotation": ("regard.vlm.inside.last_row._rotation", lambda attention: lambda *a: a[:2]),
         }
         others.pop("the layer before" if setting is FASTV else "the layer after")
         for what, change in others.items():
@@ -201,7 +201,7 @@ def test_another_attention_ranks_other_columns(models, name, monkeypatch):
 
 def test_ties_go_to_the_earlier_token(models, monkeypatch):
     model, inputs = models("llava"), tiny.inputs("llava", [1, 2])
-    monkeypatch.setattr("regard.vlm.inside.attention_of", lambda *a: torch.zeros(a[1].shape[:2]))
+    monkeypatch.setattr("regard.vlm.inside.hooks.attention_of", lambda *a: torch.zeros(a[1].shape[:2]))
     with inside(model, **FASTV) as run, torch.no_grad():
         model(**inputs)
     assert [steps[0][1].anchor[0].tolist() for steps in run.steps] == [list(range(20)), list(range(39))]
@@ -209,7 +209,7 @@ def test_ties_go_to_the_earlier_token(models, monkeypatch):
 
 def test_attention_that_is_not_finite_is_an_error(models, monkeypatch):
     model, inputs = models("llava"), tiny.inputs("llava", [1])
-    monkeypatch.setattr("regard.vlm.inside.attention_of", lambda *a: torch.full(a[1].shape[:2], torch.nan))
+    monkeypatch.setattr("regard.vlm.inside.hooks.attention_of", lambda *a: torch.full(a[1].shape[:2], torch.nan))
     refused(model, inputs, "not finite")
 
 
@@ -498,7 +498,7 @@ def test_what_cannot_be_done_is_refused(models, vlm_folder):
     models("paligemma2")
     other = tiny.load(vlm_folder / "paligemma2", attn_implementation="eager")
     other.config.get_text_config().sliding_window = 16
-    refused(other, tiny.inputs("paligemma2", [1]), "windows of 16")
+    refused(other, tiny.inputs("paligemma2", [1]), "more than the window of 16")
 
 
 def test_a_cache_of_another_block_is_refused(models):

@@ -9,14 +9,16 @@ import pytest
 import skimage.data
 from PIL import Image
 
+import tiny_processors
 from regard import DataError
-from regard.bench.readme import generated
+from regard.bench.readme import DOCUMENTS, generated
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_readme_shows_the_results():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_documents_show_the_results(name):
+    text = (ROOT / name).read_text()
     assert "<!-- figures: " in text
     assert generated(text, ROOT / "results") == text, "run python -m regard.bench.readme"
 
@@ -50,10 +52,14 @@ def python_blocks(file: str) -> list[str]:
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(skimage.data.chelsea()).resize((512, 384)).save("photo.jpg")
-    (code,) = python_blocks("README.md")
+    look, model = python_blocks("README.md")
     names: dict = {}
-    exec(code, names)
+    exec(look, names)
     assert names["kept"].features.shape == (1, 128, 1280)
+    tiny = tiny_processors.build("smolvlm", tmp_path)
+    exec(model.replace("HuggingFaceTB/SmolVLM-256M-Instruct", str(tiny)), names)
+    assert [answer.allocator for answer in names["asked"].answers] == [None, "divprune"]
+    assert names["short"].tokens_out < names["short"].tokens_in
 
 
 def test_the_allocator_of_the_docs_keeps_the_contract(tmp_path: Path, monkeypatch):

@@ -13,6 +13,7 @@ import oracle
 import tiny_vlms as tiny
 from regard import BudgetError, DataError, ModelError, Question, RegardError, ShapeError
 from regard.allocation import Allocation
+from regard.cost.language import LanguageModel
 from regard.vlm.shorten import shorten
 
 
@@ -55,6 +56,69 @@ def test_inputs_that_cannot_be_shortened(llava):
     refused(DataError, "position_ids", model, wrong, "random", budget=4)
 
 
+def test_types_that_cannot_be_meant(llava, models):
+    model, inputs = llava
+    refused(DataError, "must be what the processor returns", model, inputs["input_ids"], "random", budget=4)
+    refused(
+        DataError,
+        "attention_mask must be a tensor, got list",
+        model,
+        {**inputs, "attention_mask": [1]},
+        "random",
+        budget=4,
+    )
+    listed = {**inputs, "pixel_values": list(inputs["pixel_values"])}
+    refused(DataError, "pixel_values must be a tensor, got list", model, listed, "random", budget=4)
+    for allocator, got in ((None, "NoneType"), (5, "int"), (Words, "the class Words")):
+        refused(ModelError, f"an object with allocate.*got {got}", model, inputs, allocator, budget=4)
+    refused(DataError, "question must be words", model, inputs, "top", budget=4, question=5)
+    refused(ModelError, "processor or tokenizer, got int", model, inputs, "top", budget=4, question="a", processor=5)
+    layered = {**inputs, "vision_feature_layer": -1}
+    refused(DataError, "set model.config.vision_feature_layer", model, layered, "random", budget=4)
+    for name, missing in (("llava_next", "image_sizes"), ("qwen3_vl", "image_grid_thw")):
+        lacking = {key: value for key, value in tiny.inputs(name, [1]).items() if key != missing}
+        refused(DataError, f"no {missing}", models(name), lacking, "random", budget=4)
+    tiles = tiny.inputs("smolvlm", [1, 2])
+    for pixels in (tiles["pixel_values"][0], tiles["pixel_values"][:1]):
+        wrong = {**tiles, "pixel_values": pixels}
+        refused(DataError, "one row for each prompt", models("smolvlm"), wrong, "random", budget=4)
+    with pytest.raises(DataError, match="0 pictures for 3 images"):
+        shorten(model, inputs, "random", budget=4).records([])
+
+
+@pytest.mark.parametrize("pad_left", [True, False])
+def test_a_prompt_that_ends_with_an_image(models, pad_left):
+    """Its answer would follow from the last image token, which may be gone."""
+    inputs = tiny.inputs("llava", [1, 1], pad_left=pad_left)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    row = torch.cat((ids[0][mask[0].bool()][:3], torch.full((49,), tiny.IMAGE)))
+    row = torch.nn.functional.pad(row, (ids.shape[1] - 52, 0) if pad_left else (0, ids.shape[1] - 52), value=tiny.PAD)
+    ending = {**inputs, "input_ids": torch.stack((row, ids[1]))}
+    ending["attention_mask"] = (ending["input_ids"] != tiny.PAD).long()
+    refused(DataError, "a prompt ends with an image", models("llava"), ending, "grid", budget=4)
+    assert shorten(models("llava"), ending, "grid", keep=1.0).tokens_out == 98
+
+
+def test_a_prompt_without_text_needs_no_question(llava):
+    model, inputs = llava
+    ids = inputs["input_ids"]
+    bare = {**inputs, "input_ids": torch.where((ids == tiny.IMAGE) | (ids == tiny.PAD), ids, 1)}
+    seen = []
+
+    class Asker:
+        def allocate(self, tokens, question, budget):
+            seen.append(question)
+            return Allocation.select(torch.arange(budget).expand(3, -1), 49)
+
+    shorten(model, bare, Asker(), budget=4)
+    shorten(model, inputs, Asker(), budget=4)
+    assert seen[0] is None
+    assert seen[1] is not None
+    record = shorten(model, bare, "divprune", budget=4).records()[0]
+    assert record.questions == ("no question",)
+    assert set(record.relevance[0]) == {0.0}
+
+
 def test_tokens_of_one_image_in_two_prompts(models):
     inputs = tiny.inputs("llava", [1, 1])
     ids = inputs["input_ids"]
@@ -81,6 +145,7 @@ def test_budgets(llava):
         refused(BudgetError, "fraction to keep", model, inputs, "random", keep=keep)
     assert shorten(model, inputs, "random", budget=10**9).tokens_out == 147
     assert [a.n_out for a in shorten(model, inputs, "random", keep=0.25).allocations] == [12, 12, 12]
+    assert [a.n_out for a in shorten(model, inputs, "random", keep=0.26).allocations] == [13, 13, 13]
     assert [a.n_out for a in shorten(model, inputs, "random", keep=1e-9).allocations] == [1, 1, 1]
 
 
@@ -202,12 +267,15 @@ def test_an_allocation_that_does_not_fit(llava):
             return self.made
 
     for made in (
+        Allocation.identity(3, 49),
         None,
         Allocation.identity(3, 48),
         Allocation.identity(2, 49),
         Allocation.select(torch.tensor([[0, -1]] * 3), 49),
     ):
-        refused(ShapeError, "an Allocation of 3 x 49 tokens without padding", *llava, Wrong(made), budget=2)
+        refused(
+            ShapeError, "an Allocation of 3 x 49 tokens, without padding, at most 2 out", *llava, Wrong(made), budget=2
+        )
 
 
 def test_a_sliding_window_is_said_in_one_line(tmp_path):
@@ -217,7 +285,7 @@ def test_a_sliding_window_is_said_in_one_line(tmp_path):
     torch.manual_seed(0)
     model = transformers.AutoModelForImageTextToText.from_config(config).eval()
     inputs = tiny.inputs("llava", [1])
-    with pytest.warns(UserWarning, match=r"windows of 16 tokens and the prompt has 58: .* near, but not equal") as said:
+    with pytest.warns(UserWarning, match=r"windows of 16 tokens: .* near, but not equal") as said:
         short = shorten(model, inputs, "random", budget=4)
     assert len(said) == 1
     assert short.caution is not None
@@ -225,7 +293,9 @@ def test_a_sliding_window_is_said_in_one_line(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert shorten(model, inputs, "random", keep=1.0).caution is None
-        config.text_config.sliding_window = 4096
+        config.text_config.sliding_window = inputs["input_ids"].shape[1]  # an answer will pass it
+        assert shorten(model, inputs, "random", budget=4).caution is not None
+        config.text_config.sliding_window = None
         assert shorten(model, inputs, "random", budget=4).caution is None
 
 
@@ -244,6 +314,7 @@ def test_lora_compiled_and_spread_models(models):
         assert torch.allclose(compiled(**short).logits, plain, atol=1e-4)
     whole: Any = torch.compile(deepcopy(model), backend="eager")
     assert torch.equal(shorten(whole, inputs, "divprune", budget=4)["input_ids"], want["input_ids"])
+    torch.manual_seed(0)
     adapted = peft.get_peft_model(
         model, peft.LoraConfig(target_modules="all-linear", r=2, init_lora_weights=False)
     ).eval()
@@ -254,7 +325,8 @@ def test_lora_compiled_and_spread_models(models):
     with torch.no_grad():
         got = adapted(**short).logits
         generated = adapted.generate(**short, max_new_tokens=3, do_sample=False)
-    assert (got[short["attention_mask"].bool()] - expected[keep]).abs().max() < 1e-4
+    near = 1e-4 * max(1.0, float(expected[keep].std()) / 10)  # the adapters make logits larger
+    assert (got[short["attention_mask"].bool()] - expected[keep]).abs().max() < near
     assert short.new_tokens(generated).shape == (2, 3)
     assert not torch.allclose(got, plain, atol=0.1)
 
@@ -346,3 +418,8 @@ def test_decode_and_record(llava):
     one = shorten(model, tiny.inputs("llava", [1]), "divprune", budget=5).record
     assert one.looks[0].macs_before > one.looks[0].macs_after
     assert one.prompt_tokens == 9
+    assert [record.prompt_tokens for record in records] == [9, 62, 62]  # no padding; other images whole
+    costs = [LanguageModel.of(model.config).prefill_macs(n) for n in (9 + 5, 13 + 10)]
+    assert [record.looks[0].macs_after for record in records] == [costs[0], costs[1], costs[1]]
+    by_question = shorten(model, inputs, "top", budget=5).records()
+    assert [r.relevance for r in by_question] == [r.relevance for r in records]  # whatever the allocator was given

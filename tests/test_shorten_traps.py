@@ -80,6 +80,45 @@ def test_the_whole_prompts_own_positions_may_be_given(models):
     assert torch.equal(short["position_ids"][real], plain["position_ids"][real] + 3)
 
 
+def test_what_stands_between_tiles_is_no_question(models):
+    """A prompt's own words are what is around its images, not the marks of tiles within them."""
+    model, inputs = models("idefics3"), tiny.inputs("idefics3", [1])
+    ids = inputs["input_ids"][0]
+    image = (ids == tiny.IMAGE).nonzero().squeeze(1)
+    outside = torch.cat((ids[: image[0]], ids[image[-1] + 1 :]))
+    table = torch.nn.functional.normalize(model.get_input_embeddings().weight.detach(), dim=1)
+    words = table[[i for i in outside.tolist() if i not in (0, 1, 2)]].mean(dim=0)
+    short = shorten(model, inputs, "top", budget=4)
+    cosine = torch.nn.functional.normalize(short.tokens[0].features[0], dim=1) @ words
+    assert short.allocations[0].anchor[0].tolist() == cosine.topk(4).indices.sort().values.tolist()
+
+
+def test_a_later_turn_on_either_side_of_padding(models):
+    model = models("qwen2_5_vl")
+    for pad_left in (True, False):
+        inputs = tiny.inputs("qwen2_5_vl", [1, 2], pad_left=pad_left)
+        short = shorten(model, inputs, "random", budget=4)
+        width = short["input_ids"].shape[1]
+        sequences = torch.cat((short["input_ids"], torch.full((2, 3), 7)), dim=1)
+        ended = torch.tensor([[1, 0, 1], [1, 1, 1]])  # the first prompt's answer ended early
+        turn = short.continued(sequences, ended)
+        assert torch.equal(turn["attention_mask"][:, width:], ended)
+        for row in range(2):
+            top = int(short["position_ids"][1:, row].max())
+            assert turn["position_ids"][0, row, width:].tolist() == [
+                int(short["attention_mask"][row].sum()) - 1 + step for step in ended[row].cumsum(0).tolist()
+            ]
+            assert turn["position_ids"][1:, row, width:].amax(dim=1).tolist() != [0, 0, 0]
+            assert int(turn["position_ids"][1:, row].max()) == top + int(ended[row].sum())
+
+
+def test_nothing_of_the_encoder_is_held_where_gradients_flow(models):
+    model, inputs = models("llava"), tiny.inputs("llava", [1])
+    short = shorten(model, inputs, "divprune", budget=4)
+    assert short["mm_encoder_outputs"]["image"].pooler_output[0].requires_grad
+    assert not short.tokens[0].features.requires_grad
+
+
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_an_image_does_not_depend_on_its_neighbours(models, name):
     """CDPruner's own code scales relevance over the whole batch."""

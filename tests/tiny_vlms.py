@@ -52,7 +52,7 @@ def parts(name: str) -> dict:
         seen = {"depth": 3, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 4}
         return {"vision_config": seen, "text_config": text("qwen2_vl_text", rope_parameters=M_ROPE), **QWEN}
     if name == "qwen2_5_vl":
-        seen = qwen_vision(intermediate_size=48, out_hidden_size=32, window_size=16, fullatt_block_indexes=[1])
+        seen = qwen_vision(intermediate_size=48, out_hidden_size=32, window_size=16, fullatt_block_indexes=[0, 1])
         return {"vision_config": seen, "text_config": text("qwen2_5_vl_text", rope_parameters=M_ROPE), **QWEN}
     if name == "qwen3_vl":
         deep = {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 49}
@@ -167,15 +167,25 @@ def qwen_grid(number: int, generator: torch.Generator):
     return ids, (noise(h * w, 3 * 2 * 4 * 4, generator=generator), (1, h, w))
 
 
+def smolvlm_tiles(number: int, generator: torch.Generator):
+    """Marks of one token each."""
+    return tiles_of(number, generator, lambda row, column: [50 + 4 * row + column], [GLOBAL])
+
+
 def idefics_tiles(number: int, generator: torch.Generator):
+    """Marks of several tokens, all ending in the same, as the larger models' tokenizers make them."""
+    return tiles_of(number, generator, lambda row, column: [31, 40 + row, 45 + column, 49], [31, 32, 49])
+
+
+def tiles_of(number: int, generator: torch.Generator, mark: Callable[[int, int], list[int]], whole: list[int]):
     rows, columns = [(2, 3), (0, 0), (1, 2)][number % 3]
     tile = [IMAGE] * 9
     ids: list[int] = []
     for row in range(rows):
         for column in range(columns):
-            ids += [FAKE, 50 + 4 * row + column, *tile]
+            ids += [FAKE, *mark(row, column), *tile]
         ids += [NEWLINE]
-    ids += ([NEWLINE] if rows else []) + [FAKE, GLOBAL, *tile, FAKE]
+    ids += ([NEWLINE] if rows else []) + [FAKE, *whole, *tile, FAKE]
     return ids, noise(rows * columns + 1, 3, 24, 24, generator=generator)
 
 
@@ -197,7 +207,7 @@ MAKERS: dict[str, Callable] = {
     "qwen2_vl": qwen_grid,
     "qwen2_5_vl": qwen_grid,
     "qwen3_vl": qwen_grid,
-    "smolvlm": idefics_tiles,
+    "smolvlm": smolvlm_tiles,
     "idefics3": idefics_tiles,
     "internvl": internvl_tiles,
     "paligemma": one_grid,

@@ -38,16 +38,17 @@ def look_of(
     model: LanguageModel,
     prompt_tokens: int,
     steps: Sequence[tuple[int, Allocation]] = (),
+    read: Sequence[int] | None = None,
 ) -> Look:
     """One allocator's answer to question `number`, for tokens of one image. prompt_tokens: all others of the prompt.
 
-    steps: (from layer of the language model, Allocation) where `allocation` is their composition.
+    steps: (from layer of the language model, Allocation) where `allocation` is their composition. read: tokens of the
+    whole prompt that each layer reads, by default this image's that are left and all others.
     """
     n, kept = int(tokens.valid.sum()), int(allocation.valid.sum())
     steps = steps or ((0, allocation),)
-    layers = [n + prompt_tokens] * model.layers
-    for layer, step in steps:
-        layers[layer:] = [int(step.valid.sum()) + prompt_tokens] * (model.layers - layer)
+    if read is None:
+        read = [kept + prompt_tokens] * model.layers
     return Look(
         question=number,
         allocator=name,
@@ -58,7 +59,7 @@ def look_of(
         seconds=seconds,
         nearest_quarter=nearest_quarter(tokens, question, allocation),
         macs_before=model.prefill_macs(n + prompt_tokens),
-        macs_after=model.prefill_macs_of_layers(layers),
+        macs_after=model.prefill_macs_of_layers(list(read)),
         steps=tuple(Step(layer, step.to_dict()) for layer, step in steps),
     )
 

@@ -53,6 +53,11 @@ class Question:
         kept = self.features.masked_fill(~self.mask[..., None], 0).sum(dim=1)
         return kept / self.mask.sum(dim=1, keepdim=True).to(kept.dtype)
 
+    def to(self, device: torch.device) -> "Question":
+        """The same questions on another device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return replace(self, features=self.features.to(device), mask=mask)
+
     def images(self, rows: Int[Tensor, " r"]) -> "Question":
         """The same questions for a part of the batch."""
         mask = None if self.mask is None else self.mask[rows]

@@ -14,27 +14,29 @@ class LazyRows:
     def __init__(self, x: Float[Tensor, "b n d"]) -> None:
         batch, n, _ = x.shape
         self._x = x
-        self._first_row = torch.arange(batch, device=x.device) * n
         if n <= _ALL_AT_ONCE:
             self._known = x @ x.transpose(1, 2)
             self._place = torch.arange(n, device=x.device).expand(batch, n)
             self._count = n
         else:
-            self._known = x.new_empty(batch, n, n)  # only what is written takes up memory
+            self._known = x.new_empty(batch, 4 * _TOGETHER, n)  # doubled when it is full
             self._place = torch.full((batch, n), -1, device=x.device)  # of each row among the known ones
             self._count = 0
 
     def at(self, slot: Int[Tensor, " b"], hope: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
         """One row for each image. hope: the larger, the likelier a row is asked for soon; never +inf."""
         place = self._place.gather(1, slot[:, None]).squeeze(1)
-        if self._count < self._known.shape[1] and bool((place < 0).any()):
+        if self._count < self._known.shape[2] and bool((place < 0).any()):
             self._learn(slot, hope)
             place = self._place.gather(1, slot[:, None]).squeeze(1)
-        return self._known.flatten(0, 1).index_select(0, self._first_row + place)
+        first = torch.arange(len(place), device=place.device) * self._known.shape[1]
+        return self._known.flatten(0, 1).index_select(0, first + place)
 
     def _learn(self, slot: Int[Tensor, " b"], hope: Float[Tensor, "b n"]) -> None:
         """Compute the rows that are likeliest to be asked for, and this one."""
-        more = min(_TOGETHER, self._known.shape[1] - self._count)
+        more = min(_TOGETHER, self._known.shape[2] - self._count)
+        if self._count + more > self._known.shape[1]:
+            self._known = torch.cat((self._known, torch.empty_like(self._known)), dim=1)
         hope = hope.masked_fill(self._place >= 0, -torch.inf)
         new = self._place.gather(1, slot[:, None]) < 0
         hope = torch.where(new, hope.scatter(1, slot[:, None], torch.inf), hope)

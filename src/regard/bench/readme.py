@@ -1,4 +1,4 @@
-"""The README's figures, generated from `results/`: `python -m regard.bench.readme` writes them, `--check` compares."""
+"""The documents' figures, from `results/`: `python -m regard.bench.readme` writes them, `--check` compares."""
 
 import json
 import re
@@ -8,6 +8,7 @@ from pathlib import Path
 from regard.errors import DataError
 from regard.files import write_whole
 
+DOCUMENTS = ("README.md", "docs/selectors.md")
 _BLOCK = re.compile(r"(<!-- figures: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -17,7 +18,7 @@ def generated(text: str, results: Path) -> str:
     def block(found: re.Match[str]) -> str:
         file = results / f"{found[2]}.json"
         if not file.exists():
-            raise DataError(f"the README shows figures of {str(file)!r}, which does not exist: run `make bench`")
+            raise DataError(f"a document shows figures of {str(file)!r}, which does not exist: run `make bench`")
         return found[1] + _figures(json.loads(file.read_text())) + found[3]
 
     return _BLOCK.sub(block, text)
@@ -36,14 +37,14 @@ def _figures(data: dict) -> str:
 
 
 def main() -> None:
-    """Fill README.md, or with --check fail where it differs from what the results say."""
-    readme = Path("README.md")
-    text = readme.read_text()
-    fresh = generated(text, Path("results"))
-    if "--check" in sys.argv and fresh != text:
-        raise SystemExit("README.md differs from results/: run python -m regard.bench.readme")
-    if "--check" not in sys.argv:
-        write_whole(readme, fresh)
+    """Fill the documents, or with --check fail where one differs from what the results say."""
+    for name in DOCUMENTS:
+        text = Path(name).read_text()
+        fresh = generated(text, Path("results"))
+        if "--check" in sys.argv and fresh != text:
+            raise SystemExit(f"{name} differs from results/: run python -m regard.bench.readme")
+        if "--check" not in sys.argv:
+            write_whole(name, fresh)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Hugging Face vision-language models with fewer visual tokens, nothing patched. One family of models a file.
 
-A new family is one new file here with one `Family` in it and a line in `_FAMILIES`, or an entry point of the group
-`regard.vlm` in another package: `model_type = "package.module:Class"`.
+A new family is one new file in `families/` with one `Family` in it and a line in `_FAMILIES`, or an entry point of the
+group `regard.vlm` in another package: `model_type = "package.module:Class"`.
 """
 
 from importlib import import_module
@@ -9,8 +9,8 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from regard.errors import ModelError
-from regard.vlm._family import Family, Layout, Run, block_means, cells, counted
 from regard.vlm.encoder import attention_layers, before_last
+from regard.vlm.family import Family, Layout, Run, block_means, cells, counted
 
 __all__ = [
     "Family",
@@ -47,7 +47,7 @@ def family_of(config: Any) -> Family:
     """What is known of models with this configuration. Raises ModelError where nothing is."""
     kind = getattr(config, "model_type", None)
     if kind in _FAMILIES:
-        module = import_module(f"{__name__}.{_FAMILIES[kind]}")
+        module = import_module(f"{__name__}.families.{_FAMILIES[kind]}")
         found = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__]
         return next(v for v in found if issubclass(v, Family) and kind in v.model_types)()
     for entry in entry_points(group="regard.vlm"):

@@ -9,16 +9,20 @@ from torch import Tensor
 
 from regard.allocate import Allocates, checked_budget
 from regard.allocation import Allocation
-from regard.errors import BudgetError, ShapeError
+from regard.errors import BudgetError, ModelError, ShapeError
 from regard.tokens import Question, VisualTokens
-from regard.vlm._family import Layout
+from regard.vlm.family import Layout
 
 EVERYTHING = ("question", "keys", "scores:attention")  # for an object that does not say what it needs
 
 
 def needs_of(allocator: Allocates) -> tuple[str, ...]:
     """What an allocator asks for beyond features and boxes; everything where it does not say."""
-    return getattr(allocator, "needs", EVERYTHING)
+    needs = getattr(allocator, "needs", None)
+    if isinstance(allocator, type) or not callable(getattr(allocator, "allocate", None)):
+        got = f"the class {allocator.__name__}" if isinstance(allocator, type) else type(allocator).__name__
+        raise ModelError(f"expected the name of an allocator or an object with allocate(...), got {got}")
+    return EVERYTHING if needs is None else needs
 
 
 def image_tokens(flat: Tensor, layouts: Sequence[Layout], maps: dict[str, Tensor], aligned: bool) -> list[VisualTokens]:
@@ -76,8 +80,8 @@ def decided(
             asked = None if question is None else question.images(torch.tensor([rows[i] for i in members]))
             whole = allocator.allocate(tokens, asked, budget)
         fits = isinstance(whole, Allocation) and whole.n_in == n and len(whole.anchor) == len(members)
-        if not fits or whole.mask is not None:
-            want = f"an Allocation of {len(members)} x {n} tokens without padding"
+        if not fits or whole.mask is not None or whole.n_out > budget:
+            want = f"an Allocation of {len(members)} x {n} tokens, without padding, at most {budget} out"
             raise ShapeError(f"{type(allocator).__name__}.allocate must give {want}, got {_shape(whole)}")
         for place, i in enumerate(members):
             allocations[i] = whole.images(torch.tensor([place], device=whole.anchor.device))
@@ -87,7 +91,7 @@ def decided(
 def _shape(made: Any) -> str:
     if not isinstance(made, Allocation):
         return type(made).__name__
-    return f"{len(made.anchor)} x {made.n_in}" + ("" if made.mask is None else " with padding")
+    return f"{len(made.anchor)} x {made.n_in}, {made.n_out} out" + ("" if made.mask is None else ", with padding")
 
 
 def _stacked(images: Sequence[VisualTokens]) -> VisualTokens:

@@ -11,7 +11,7 @@ from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from regard.errors import ModelError
@@ -118,23 +118,33 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.unsqueeze(-2) + turned * sin.unsqueeze(-2)
 
 
-def _mean_rows(q: Tensor, k: Tensor, mask: Tensor | None) -> Float[Tensor, "t s"]:
+def _mean_rows(q: Tensor, k: Tensor, mask: Any) -> Float[Tensor, "t s"]:
     """Softmax rows averaged over heads and the queries that may look there, never all rows at once.
 
-    q: (T, R, heads, d), the first R queries. k: (T, S, heads, d). mask: (T or 1, 1, S, S), True or 0 where a query may
-    look.
+    q: (T, R, heads, d), the first R queries. k: (T, S, heads, d). mask: as any kernel has it.
     """
     q, k = q.transpose(1, 2) * q.shape[-1] ** -0.5, k.permute(0, 2, 3, 1)
     tiles, heads, rows, _ = q.shape
     s = k.shape[3]
+    mask = None if mask is None else _dense(mask, s)
     step = max(1, CHUNK // (tiles * heads * s))
     total, seeing = q.new_zeros(tiles, s), q.new_zeros(1, s)
     for start in range(0, rows, step):
         logits = q[:, :, start : start + step] @ k
         if mask is not None:
             part = mask[:, :, start : min(start + step, rows)]
-            part = part if part.dtype == torch.bool else part > torch.finfo(part.dtype).min / 2
             logits = logits.masked_fill(~part, -torch.inf)
             seeing = seeing + part[:, 0].sum(dim=1)
         total += logits.softmax(dim=-1).sum(dim=(1, 2))
     return total / (heads * (rows if mask is None else seeing.clamp(min=1)))
+
+
+def _dense(mask: Any, s: int) -> Bool[Tensor, "t 1 s s"]:
+    """Where a query may look, from the masks of the kernels: (T, S) of keys, (T, 1, S, S) bool or added, or blocks."""
+    if not isinstance(mask, Tensor):
+        from torch.nn.attention.flex_attention import create_mask
+
+        tiles = mask.shape[0]
+        return create_mask(mask.mask_mod, tiles, 1, s, s, device=str(mask.kv_indices.device))
+    mask = mask if mask.dtype == torch.bool or mask.ndim == 2 else mask > torch.finfo(mask.dtype).min / 2
+    return mask.bool()[:, None, None].expand(-1, 1, s, s) if mask.ndim == 2 else mask

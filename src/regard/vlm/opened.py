@@ -67,19 +67,30 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 def checked_inputs(vlm: Opened, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs as a dict of its own. Raises DataError where they cannot be shortened."""
+    if not isinstance(inputs, Mapping):
+        raise DataError(f"the inputs must be what the processor returns, a mapping, got {type(inputs).__name__}")
     given = {name: value for name, value in inputs.items() if value is not None}
     if "mm_encoder_outputs" in given:
         raise DataError("these inputs are shortened already: shorten the processor's own inputs")
     if "pixel_values_videos" in given:
         raise DataError("the inputs have a video: shorten takes images only")
+    for name in ("vision_feature_layer", "vision_feature_select_strategy"):
+        if name in given:
+            raise DataError(f"{name} among the inputs is not followed: set model.config.{name}")
+    for name in ("input_ids", "attention_mask", *vlm.family.encoder_inputs):
+        if name in given and not isinstance(given[name], Tensor) and name != "image_sizes":
+            got = type(given[name]).__name__
+            raise DataError(f"{name} must be a tensor, got {got}: call the processor with return_tensors='pt'")
     if "pixel_values" not in given or not len(given["pixel_values"]):
         raise DataError("the inputs have no image (no pixel_values): there is nothing to shorten")
-    ids = given.get("input_ids")
-    if not isinstance(ids, Tensor) or ids.ndim != 2:
-        raise DataError(
-            "the inputs need input_ids of shape (B, L): take what the processor returns for return_tensors='pt'"
-        )
-    mask = given.get("attention_mask")
+    for name in vlm.family.required:
+        if name not in given:
+            raise DataError(
+                f"the inputs have no {name}, which the images of {vlm.config.model_type} need: take the processor's"
+            )
+    ids, mask = given.get("input_ids"), given.get("attention_mask")
+    if ids is None or ids.ndim != 2:
+        raise DataError("the inputs need input_ids of shape (B, L): call the processor with return_tensors='pt'")
     if mask is not None and mask.shape != ids.shape:
         raise DataError(f"attention_mask must have the shape of input_ids {tuple(ids.shape)}, got {tuple(mask.shape)}")
     _check_devices(vlm, given)
@@ -98,18 +109,24 @@ def _check_devices(vlm: Opened, inputs: dict[str, Any]) -> None:
         )
 
 
-def caution(vlm: Opened, length: int) -> str | None:
-    """What cannot be promised of this model, in one line; None where all is exact. length: tokens of the prompt."""
+def window_of(vlm: Opened) -> int | None:
+    """Tokens that a layer of the language model sees at most; None where every layer sees all."""
     text = vlm.text
-    window = getattr(text, "sliding_window", None)
     kinds = getattr(text, "layer_types", None) or []
-    if window is None or window >= length or (kinds and "sliding_attention" not in kinds):
+    if kinds and "sliding_attention" not in kinds:
         return None
-    if getattr(text, "use_sliding_window", True) is False:
+    return getattr(text, "sliding_window", None)
+
+
+def caution(vlm: Opened) -> str | None:
+    """What cannot be promised of this model, in one line; None where all is exact."""
+    window = window_of(vlm)
+    if window is None:
         return None
     return (
-        f"{vlm.config.model_type} attends within windows of {window} tokens and the prompt has {length}: with fewer "
-        "tokens a window reaches further back, so the result is near, but not equal, to masking the dropped tokens"
+        f"{vlm.config.model_type}'s language model attends within windows of {window} tokens: where prompt and answer "
+        "are longer, a window with fewer tokens reaches further back, so the result is near, but not equal, to masking "
+        "the dropped tokens"
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from regard.errors import DataError, ModelError
 from regard.tokens import Question
-from regard.vlm._family import Run
 from regard.vlm.columns import Columns
+from regard.vlm.family import Run
 from regard.vlm.opened import Opened
 
 
@@ -43,35 +44,65 @@ class Prompt:
         starts, stops = (edges == 1).nonzero().tolist(), (edges == -1).nonzero().tolist()
         return [Run(row, start, stop) for (row, start), (_, stop) in zip(starts, stops, strict=True)]
 
-    def placed(self, counts: Sequence[int]) -> tuple[list[int], Int[Tensor, "m 2"]]:
-        """The prompt of each image, and (row, column) of every image token. counts: tokens of each image."""
-        places = self.image.nonzero()
-        if sum(counts) != len(places):
+    @cached_property
+    def places(self) -> Int[Tensor, "m 2"]:
+        """Row and column of every image token, in order."""
+        return self.image.nonzero()
+
+    def spans(self, counts: Sequence[int]) -> list[tuple[int, int, int]]:
+        """The row of each image, and the columns of its first and last token. counts: tokens of each image.
+
+        Raises DataError where the prompts do not have just these.
+        """
+        if sum(counts) != len(self.places):
             raise DataError(
-                f"the prompt has {len(places)} image tokens and the images {sum(counts)} features: "
+                f"the prompt has {len(self.places)} image tokens and the images {sum(counts)} features: "
                 "take input_ids and pixel_values from one call of the processor, without truncation"
             )
-        ends = torch.tensor(counts).cumsum(0).tolist()
-        rows = places[:, 0].tolist()
-        first = [rows[end - count] for end, count in zip(ends, counts, strict=True)]
-        if any(rows[end - 1] != row for end, row in zip(ends, first, strict=True)):
-            raise DataError(
-                "the image tokens of one image stand in two prompts: each prompt needs its own images' tokens"
-            )
-        return first, places
+        ends = torch.tensor(counts).cumsum(0)
+        edges = self.places[torch.stack((ends - torch.tensor(counts), ends - 1)).to(self.places.device)].tolist()
+        if any(first[0] != last[0] for first, last in zip(*edges, strict=True)):
+            raise DataError("the image tokens of one image stand in two prompts: each prompt needs its own")
+        return [(row, first, last) for (row, first), (_, last) in zip(*edges, strict=True)]
+
+    def check_end(self, keep: Bool[Tensor, "b l"]) -> None:
+        """Raise DataError where a prompt's last token is dropped: the answer follows from there."""
+        columns = torch.arange(self.ids.shape[1], device=self.ids.device)
+        last = torch.where(self.mask, columns, -1).amax(dim=1, keepdim=True).clamp(min=0)
+        if bool((self.mask & ~keep).gather(1, last).any()):
+            raise DataError("a prompt ends with an image: put the text after it, as the answer follows from the end")
 
 
-def asked(vlm: Opened, prompt: Prompt, question: Any, sign: int, processor: Any) -> tuple[Question, tuple[str, ...]]:
+def asked(
+    vlm: Opened,
+    prompt: Prompt,
+    spans: Sequence[tuple[int, int, int]],
+    question: Any,
+    sign: int,
+    processor: Any,
+    must: bool,
+) -> tuple[Question | None, tuple[str, ...]]:
     """The question of each prompt, in the language model's embeddings, and as text.
 
-    question: words, a `Question`, or None for the prompts' own text. sign: -1 turns it round.
+    spans: of the images. question: words, a `Question`, or None for the prompts' own text. sign: -1 turns it round.
+    must: raise DataError where there is no text to ask with, and not give None.
     """
     rows, texts = len(prompt.ids), ["the prompt"]
     if question is None:
-        found = _own_text(vlm, prompt)
+        text = _text(vlm, prompt, processor)
+        for row, first, last in spans:
+            text[row, first : last + 1] = False  # what stands between an image's tiles is no text
+        if not bool(text.any(dim=1).all()):
+            if must:
+                raise DataError("a prompt has no text to compare the image with: give question='...'")
+            return None, ("",) * rows
+        columns = Columns.kept(text, pad_left=False)
+        found = Question(_embedded(vlm, columns.gather(prompt.ids)), columns.mask)
     elif isinstance(question, Question):
         found, texts = question, [question.text or "the question"]
     else:
+        if not isinstance(question, str | Sequence):
+            raise DataError(f"the question must be words or a Question, got {type(question).__name__}")
         texts = [question] if isinstance(question, str) else list(question)
         found = in_words(vlm, texts, processor, 1)
     if len(found.features) not in (1, rows):
@@ -80,14 +111,12 @@ def asked(vlm: Opened, prompt: Prompt, question: Any, sign: int, processor: Any)
     return _signed(found, sign), tuple(texts if len(texts) == rows else texts * rows)
 
 
-def _own_text(vlm: Opened, prompt: Prompt) -> Question:
-    """The prompts' own text, without images, padding and special tokens."""
-    special = torch.tensor(sorted(_special(vlm.config) | _special(vlm.text)), device=prompt.ids.device)
-    text = prompt.mask & ~prompt.image & ~torch.isin(prompt.ids, special)
-    if not bool(text.any(dim=1).all()):
-        raise DataError("a prompt has no text to compare the image with: give question='...'")
-    columns = Columns.kept(text, pad_left=False)
-    return Question(_embedded(vlm, columns.gather(prompt.ids)), columns.mask)
+def _text(vlm: Opened, prompt: Prompt, processor: Any) -> Bool[Tensor, "b l"]:
+    """Where a prompt has words: no image, no padding, no special token that configuration or processor knows."""
+    special = _special(vlm.config) | _special(vlm.text)
+    special |= set(getattr(getattr(processor, "tokenizer", processor), "all_special_ids", ()))
+    known = torch.tensor(sorted(special), device=prompt.ids.device)
+    return prompt.mask & ~prompt.image & ~torch.isin(prompt.ids, known)
 
 
 def in_words(vlm: Opened, texts: list[str], processor: Any, sign: int) -> Question:
@@ -108,7 +137,10 @@ def _signed(question: Question, sign: int) -> Question:
 def tokenizer_of(vlm: Opened, processor: Any) -> Any:
     """The tokenizer of a processor, or the one beside the model. Raises ModelError where there is none."""
     if processor is not None:
-        return getattr(processor, "tokenizer", processor)
+        tokenizer = getattr(processor, "tokenizer", processor)
+        if not callable(tokenizer):
+            raise ModelError(f"expected the model's processor or tokenizer, got {type(processor).__name__}")
+        return tokenizer
     from transformers import AutoTokenizer
 
     path = vlm.config.name_or_path

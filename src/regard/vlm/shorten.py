@@ -8,7 +8,7 @@ masked out of attention, to rounding, for every causal language model without sl
 
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,11 +18,11 @@ from regard.allocate import Allocates, load
 from regard.allocation import Allocation
 from regard.errors import DataError
 from regard.tokens import Question
-from regard.vlm._family import Layout, counted
 from regard.vlm.columns import Columns, dense_ranks, pads_left
-from regard.vlm.decide import budgets_of, decided, image_tokens, needs_of
+from regard.vlm.decide import EVERYTHING, budgets_of, decided, image_tokens, needs_of
 from regard.vlm.encoder import encoded_with_maps
-from regard.vlm.opened import Clock, Opened, caution, checked_inputs, opened
+from regard.vlm.family import Layout, counted
+from regard.vlm.opened import Clock, Opened, caution, checked_inputs, opened, window_of
 from regard.vlm.prompt import Prompt, asked
 from regard.vlm.shortened import Decision, Shortened
 
@@ -59,35 +59,38 @@ def shorten(
         raise DataError(f"positions must be 'original' or 'compact' and sign 1 or -1, got {positions!r} and {sign!r}")
     given = checked_inputs(vlm, inputs)
     chosen = load(allocator) if isinstance(allocator, str) else allocator
+    needs = needs_of(chosen)
     clock = Clock(given["input_ids"].device)
     prompt = Prompt.of(vlm, given)
     layouts = vlm.family.layouts(vlm.base, given, prompt.runs())
     counts = [len(layout.boxes) for layout in layouts]
-    rows, places = prompt.placed(counts)
+    spans = prompt.spans(counts)
+    rows = [row for row, _, _ in spans]
     budgets = budgets_of(counts, budget, keep)
     full = _positions(vlm, given, prompt)
-    ask = cache(partial(asked, vlm, prompt, question, sign, processor))
-    compares = bool({"question", "aligned"} & set(needs_of(chosen)))
-    if compares:
-        ask()
+    ask = partial(asked, vlm, prompt, spans, question, sign, processor)
+    compares = bool({"question", "aligned"} & set(needs))
+    heard = ask(must=needs is not EVERYTHING)[0] if compares else None
     clock.lap("place")
 
-    output, planes, maps = _encoded(vlm, given, layouts, needs_of(chosen), clock)
-    images = image_tokens(planes[0], layouts, maps, aligned=compares)
-    allocations = decided(images, rows, ask()[0] if compares else None, chosen, budgets)
+    output, planes, maps = _encoded(vlm, given, layouts, needs, clock)
+    images = image_tokens(planes[0].detach(), layouts, maps, aligned=compares)
+    allocations = decided(images, rows, None if heard is None else heard.to(planes[0].device), chosen, budgets)
     clock.lap("decide")
 
     kept = [_applied(plane, allocations, counts) for plane in planes]
     starts = torch.tensor([0, *counts]).cumsum(0)[:-1].tolist()
-    anchors = torch.cat([a.anchor[0] + start for a, start in zip(allocations, starts, strict=True)]).to(places.device)
-    short = _columns(prompt, places[anchors], full, given, vlm, positions)
+    anchors = torch.cat([a.anchor[0] + start for a, start in zip(allocations, starts, strict=True)]).to(
+        prompt.places.device
+    )
+    short = _columns(prompt, prompt.places[anchors], full, given, vlm, positions)
     sizes = [allocation.n_out for allocation in allocations]
     if sum(sizes):
         short["mm_encoder_outputs"] = {"image": _output(vlm, output, kept, sizes, rows)}
     clock.lap("shorten")
 
-    warning = caution(vlm, prompt.ids.shape[1]) if sizes != counts else None
-    if warning:
+    warning = caution(vlm) if sizes != counts else None
+    if warning and prompt.ids.shape[1] > (window_of(vlm) or 0):
         warnings.warn(warning, stacklevel=2)
     decisions = [
         Decision(image, row, allocation, amount)
@@ -146,6 +149,7 @@ def _columns(
     """Every input but the images, without the dropped columns. kept: (K, 2), row and column of what is left."""
     keep = prompt.mask & ~prompt.image
     keep[kept[:, 0], kept[:, 1]] = True
+    prompt.check_end(keep)
     columns = Columns.kept(keep, pads_left(prompt.mask))
     new = columns.gather(full)
     if positions == "compact":

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from regard.allocate import Allocates
@@ -42,7 +43,7 @@ class Shortened(Mapping[str, Any]):
         vlm: Opened,
         allocator: Allocates,
         decisions: list[Decision],
-        ask: Callable[[], tuple[Question, tuple[str, ...]]],
+        ask: Callable[..., tuple[Question | None, tuple[str, ...]]],
         lengths: list[int],
         seconds: dict[str, float],
         caution: str | None,
@@ -107,20 +108,24 @@ class Shortened(Mapping[str, Any]):
         """The answers in words, one for each prompt (and beam). output: what `generate` returned."""
         return tokenizer_of(self._vlm, self._processor).batch_decode(self.new_tokens(output), skip_special_tokens=True)
 
-    def continued(self, sequences: Tensor) -> dict[str, Tensor]:
+    def continued(self, sequences: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Inputs of a later turn: `generate(**short.continued(ids), past_key_values=...)` with this prompt's cache.
 
-        sequences: (B, L' + T), what `generate` returned with the next turn's tokens after it.
+        sequences: (B, L' + T), what `generate` returned with the next turn's tokens after it. mask: (B, T), 0 for those
+        of the T new tokens that are padding, as after an answer that ended early; None: none is.
         """
-        mask, positions = self.mask, self._inputs["position_ids"]
-        more = sequences.shape[1] - mask.shape[1]
-        if more < 1 or len(sequences) != len(mask):
-            want = f"({len(mask)}, over {mask.shape[1]})"
+        before, positions = self.mask, self._inputs["position_ids"]
+        more = sequences.shape[1] - before.shape[1]
+        if more < 1 or len(sequences) != len(before):
+            want = f"({len(before)}, over {before.shape[1]})"
             raise ShapeError(f"sequences must go on from the shortened prompt, {want}, got {tuple(sequences.shape)}")
-        steps = torch.arange(1, more + 1, device=positions.device)
+        new = before.new_ones(len(before), more) if mask is None else mask.to(before)
+        if new.shape != (len(before), more):
+            raise ShapeError(f"mask must have shape {(len(before), more)}, got {tuple(new.shape)}")
+        steps = new.long().cumsum(dim=1)
         return {
             "input_ids": sequences,
-            "attention_mask": torch.cat((mask, mask.new_ones(len(mask), more)), dim=1),
+            "attention_mask": torch.cat((before, new), dim=1),
             "position_ids": torch.cat((positions, positions.amax(dim=-1, keepdim=True) + steps), dim=-1),
         }
 
@@ -132,39 +137,47 @@ class Shortened(Mapping[str, Any]):
         return self.records()[0]
 
     def records(self, pictures: Sequence[Picture] | None = None) -> list[Record]:
-        """One Record an image. pictures: what to show for each; by default a grey stand-in."""
-        model = LanguageModel.of(self._vlm.config)
-        question, texts = self._ask()
-        records = []
-        for number, decision in enumerate(self._decisions):
-            tokens = decision.tokens
-            asked = question.images(torch.tensor([decision.row]))
-            others = self._lengths[decision.row] - tokens.features.shape[1]
-            look = look_of(
-                tokens,
-                asked,
-                decision.allocation,
-                number=0,
-                name=name_of_any(self._allocator),
-                allocator=self._allocator,
-                budget=decision.budget,
-                seconds=self.seconds["decide"],
-                model=model,
-                prompt_tokens=others,
-            )
-            blank = blank_picture(f"image {number + 1}", tokens.grid)
-            record = Record(
-                picture=blank if pictures is None else pictures[number],
-                eye=f"{self._vlm.config.model_type} vision encoder",
-                questions=(texts[decision.row],),
-                boxes=boxes_of(tokens),
-                relevance=relevance_of(tokens, [asked]),
-                grid=tokens.grid,
-                looks=(look,),
-                language_model=model.name,
-                prompt_tokens=others,
-                seconds=dict(self.seconds),
-                made=made_by(getattr(self._allocator, "seed", 0)),
-            )
-            records.append(record)
-        return records
+        """One Record an image; seconds are those of all images. pictures: one for each; by default grey stand-ins.
+
+        Relevance is that of unit vectors, whatever the allocator was given, so that records can be compared.
+        """
+        if pictures is not None and len(pictures) != len(self._decisions):
+            raise DataError(f"{len(pictures)} pictures for {len(self._decisions)} images: one each is needed")
+        question, texts = self._ask(must=False)
+        return [self._record(number, question, texts, pictures) for number in range(len(self._decisions))]
+
+    def _record(
+        self, number: int, question: Question | None, texts: Sequence[str], pictures: Sequence[Picture] | None
+    ) -> Record:
+        model, decision = LanguageModel.of(self._vlm.config), self._decisions[number]
+        unit = F.normalize(decision.tokens.features.float(), dim=-1)
+        tokens = replace(decision.tokens, aligned=unit)
+        blank = Question(torch.zeros_like(unit[:, :1]))  # a prompt without text asks for nothing
+        row = torch.tensor([decision.row])
+        asked = blank if question is None else question.images(row.to(question.features.device)).to(unit.device)
+        look = look_of(
+            tokens,
+            asked,
+            decision.allocation,
+            number=0,
+            name=name_of_any(self._allocator),
+            allocator=self._allocator,
+            budget=decision.budget,
+            seconds=self.seconds["decide"],
+            model=model,
+            prompt_tokens=self._lengths[decision.row] - decision.allocation.n_in,
+            read=[int(self.mask[decision.row].sum())] * model.layers,
+        )
+        return Record(
+            picture=blank_picture(f"image {number + 1}", tokens.grid) if pictures is None else pictures[number],
+            eye=f"{self._vlm.config.model_type} vision encoder",
+            questions=(texts[decision.row] or "no question",),
+            boxes=boxes_of(tokens),
+            relevance=relevance_of(tokens, [asked]),
+            grid=tokens.grid,
+            looks=(look,),
+            language_model=model.name,
+            prompt_tokens=self._lengths[decision.row] - decision.allocation.n_in,
+            seconds=dict(self.seconds),
+            made=made_by(getattr(self._allocator, "seed", 0)),
+        )

@@ -14,7 +14,7 @@ from regard.errors import DataError
 from regard.record import Picture, Record
 from regard.recorded import blank_picture, boxes_of, look_of, made_by, relevance_of
 from regard.tokens import Question, VisualTokens
-from regard.vlm._pruner import Pruner, spread
+from regard.vlm.inside.pruner import Pruner, spread
 from regard.vlm.opened import Opened, checked_inputs
 from regard.vlm.prompt import Prompt
 from regard.vlm.shortened import Shortened
@@ -50,14 +50,19 @@ def records_of(
     read = [prompt[0][1].n_in for prompt in steps[::beams]]
     if read != totals:
         raise DataError(f"these inputs have {totals} image tokens, and {read} were read: give those that were read")
-    records, done = [], [0] * rows
+    mask = inputs.get("attention_mask")
+    lengths = [inputs["input_ids"].shape[1]] * rows if mask is None else mask.sum(dim=1).tolist()
+    text = [length - total for length, total in zip(lengths, totals, strict=True)]
+    records, done, depth = [], [0] * rows, vlm.text.num_hidden_layers
     for number, image in enumerate(images):
         start, row = done[image.row], image.row * beams
         own = part(steps[row], start, image.tokens)
+        stages = [(layer, allocation.n_out) for layer, allocation in steps[row]]
+        read = [text[image.row] + count for count in spread(totals[image.row], stages, depth)]
         attention = scores[row][0][start : start + image.tokens].float().cpu()
         done[image.row] += image.tokens
         picture = blank_picture(f"image {number + 1}", image.grid) if pictures is None else pictures[number]
-        records.append(_record(vlm, method, image, own, attention, picture))
+        records.append(_record(vlm, method, image, own, attention, picture, read))
     return records
 
 
@@ -93,12 +98,17 @@ def _processed(vlm: Opened, inputs: Mapping[str, Any]) -> list[Image]:
     lengths = prompt.mask.sum(dim=1).tolist()
     return [
         Image(row, count, None, layout.boxes.cpu(), layout.grid, lengths[row] - count)
-        for row, count, layout in zip(prompt.placed(counts)[0], counts, layouts, strict=True)
+        for (row, _, _), count, layout in zip(prompt.spans(counts), counts, layouts, strict=True)
     ]
 
 
-def _record(vlm: Opened, method: Pruner, image: Image, own: Steps, attention: Tensor, picture: Picture) -> Record:
-    """attention: (N,), of the prompt's last token at the first stage: the relevance where there is no other."""
+def _record(
+    vlm: Opened, method: Pruner, image: Image, own: Steps, attention: Tensor, picture: Picture, read: list[int]
+) -> Record:
+    """attention: (N,), of the prompt's last token at the first stage: the relevance where there is no other.
+
+    read: tokens of the whole prompt that each layer reads.
+    """
     question = Question(torch.ones(1, 1, 1), text="the prompt")
     model = LanguageModel.of(vlm.config)
     if image.before is None:
@@ -136,5 +146,6 @@ def _record(vlm: Opened, method: Pruner, image: Image, own: Steps, attention: Te
         model=model,
         prompt_tokens=record.prompt_tokens,
         steps=steps,
+        read=read,
     )
     return replace(record, looks=(look,))

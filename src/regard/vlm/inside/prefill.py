@@ -12,7 +12,7 @@ from regard.allocate import top_slots
 from regard.allocation import Allocation
 from regard.errors import DataError, ModelError
 from regard.vlm.columns import Columns, pads_left
-from regard.vlm.cut import Cut, rows_at
+from regard.vlm.inside.cut import Cut, rows_at
 from regard.vlm.opened import Opened
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regard.vlm._family import Family, Layout, Run, cells, counted
 from regard.vlm.encoder import before_last
+from regard.vlm.family import Family, Layout, Run, cells, counted
 
 
 class PaliGemma(Family):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from regard.allocate import checked_budget
 from regard.errors import BudgetError, ModelError
-from regard.vlm._pruner import Pruner, checked_keep, checked_layers, share, spread
+from regard.vlm.inside.pruner import Pruner, checked_keep, checked_layers, share, spread
 
 HALVINGS = 40
 

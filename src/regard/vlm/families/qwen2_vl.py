@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from regard.errors import DataError
-from regard.vlm._family import Family, Layout, Run, cells
 from regard.vlm.encoder import attention_layers, before_last
+from regard.vlm.family import Family, Layout, Run, cells
 
 
 class Qwen2VL(Family):
     """model_type "qwen2_vl" and "qwen2_5_vl"."""
 
     model_types = ("qwen2_vl", "qwen2_5_vl")
-    encoder_inputs = ("pixel_values", "image_grid_thw")
+    encoder_inputs = required = ("pixel_values", "image_grid_thw")
 
     def attention_layer(self, base: Any) -> nn.Module:
         whole = getattr(base.config.vision_config, "fullatt_block_indexes", None)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.errors import DataError
-from regard.vlm._family import Family, Layout, Run, block_means, cells, counted
 from regard.vlm.encoder import before_last
+from regard.vlm.family import Family, Layout, Run, block_means, cells, counted
 
 PROBE = 32  # pixels of a side at which arrangements are compared
 
@@ -22,7 +22,6 @@ class InternVL(Family):
     """model_type "internvl"."""
 
     model_types = ("internvl",)
-    encoder_inputs = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy")
 
     def attention_layer(self, base: nn.Module) -> nn.Module:
         return before_last(base.vision_tower)  # pyright: ignore[reportArgumentType]

@@ -39,12 +39,14 @@ class Run:
 class Family(ABC):
     """One family of models; holds no model. `base` is the model without its head (`model.base_model`).
 
-    model_types: the values of `config.model_type`. encoder_inputs: the inputs that `base.get_image_features` takes.
+    model_types: the values of `config.model_type`. encoder_inputs: the inputs that `base.get_image_features` takes;
+    required: those of them that must be there.
     listed_by: where that function returns a list of features, what its entries are of.
     """
 
     model_types: ClassVar[tuple[str, ...]]
     encoder_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    required: ClassVar[tuple[str, ...]] = ("pixel_values",)
     listed_by: ClassVar[Literal["image", "prompt"]] = "image"
 
     @abstractmethod

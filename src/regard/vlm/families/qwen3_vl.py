@@ -7,16 +7,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regard.vlm._family import Family, Layout, Run
 from regard.vlm.encoder import before_last
-from regard.vlm.qwen2_vl import merged_grids, rope_positions
+from regard.vlm.families.qwen2_vl import merged_grids, rope_positions
+from regard.vlm.family import Family, Layout, Run
 
 
 class Qwen3VL(Family):
     """model_type "qwen3_vl"."""
 
     model_types = ("qwen3_vl",)
-    encoder_inputs = ("pixel_values", "image_grid_thw")
+    encoder_inputs = required = ("pixel_values", "image_grid_thw")
 
     def attention_layer(self, base: Any) -> nn.Module:
         return before_last(base.visual)

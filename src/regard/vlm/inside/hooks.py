@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from regard.allocation import Allocation
 from regard.errors import DataError, ModelError
 from regard.record import Picture, Record
-from regard.vlm._pruner import Pruner, spread
-from regard.vlm.last_row import attention_of, check_layer
-from regard.vlm.opened import Opened, caution, opened
-from regard.vlm.prefill import Prefill
-from regard.vlm.pruned_record import records_of
+from regard.vlm.inside.last_row import attention_of, check_layer
+from regard.vlm.inside.prefill import Prefill
+from regard.vlm.inside.pruner import Pruner, spread
+from regard.vlm.inside.records import records_of
+from regard.vlm.opened import Opened, opened, window_of
 
 KERNELS = ("sdpa", "eager")
 METHODS = {"fastv": "FastV", "pyramiddrop": "PyramidDrop"}  # a file of this folder and its class
@@ -53,7 +53,7 @@ def _loaded(method: str | Pruner, fields: dict[str, Any]) -> Pruner:
         return method
     if method not in METHODS:
         raise ModelError(f"no way of pruning inside is named {method!r}: the names are {', '.join(METHODS)}")
-    kind = getattr(import_module(f"regard.vlm.{method}"), METHODS[method])
+    kind = getattr(import_module(f"{__package__}.{method}"), METHODS[method])
     try:
         return kind(**fields)
     except TypeError as error:
@@ -156,9 +156,9 @@ class Inside:
         length = (kwargs["inputs_embeds"] if ids is None else ids).shape[1]
         past = 0 if cache is None else int(cache.get_seq_length())
         self._now, self._reading = None, past == 0
-        inexact = caution(self._vlm, past + length)
-        if inexact:
-            raise ModelError(f"pruning inside a language model with windows: {inexact}")
+        window = window_of(self._vlm)
+        if window is not None and window < past + length:
+            raise ModelError(f"{past + length} tokens are more than the window of {window} that the model attends to")
         if self._vlm.model.training:
             raise ModelError("the model is in training mode: call model.eval() first")
         if self._vlm.text._attn_implementation not in KERNELS:

@@ -1,7 +1,7 @@
 """Idefics3 (arXiv 2408.12637) and SmolVLM (arXiv 2504.05299): rows and columns of tiles, then the whole picture.
 
-The rows and columns are not among the model's inputs; they are read from the prompt, where every tile has two tokens
-before it and the last of a row one more after it, and the whole picture has a token of its own before it.
+The rows and columns are not among the model's inputs; they are read from the prompt, where a mark stands before every
+tile, something more between two rows, and another mark before the whole picture.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from regard.errors import DataError
-from regard.vlm._family import Family, Layout, Run, block_means, cells, counted, side
 from regard.vlm.encoder import before_last
+from regard.vlm.family import Family, Layout, Run, block_means, cells, counted, side
 
 
 class Idefics3(Family):
@@ -28,6 +28,9 @@ class Idefics3(Family):
     def layouts(self, base: Any, inputs: Mapping[str, Any], runs: Sequence[Run]) -> list[Layout]:
         vision = base.config.vision_config
         edge = vision.image_size // vision.patch_size // base.config.scale_factor
+        if inputs["pixel_values"].ndim != 5 or len(inputs["pixel_values"]) != len(inputs["input_ids"]):
+            got = tuple(inputs["pixel_values"].shape)
+            raise DataError(f"pixel_values must be (prompts, tiles, 3, H, W), one row for each prompt, got {got}")
         if any(run.stop - run.start != edge * edge for run in runs):
             raise DataError(f"every tile must have {edge * edge} image tokens together: take the processor's prompt")
         return [_layout(tiles, edge) for tiles in pictures(inputs["input_ids"], runs)]
@@ -43,24 +46,39 @@ class Idefics3(Family):
 def pictures(input_ids: Tensor, runs: Sequence[Run]) -> list[list[list[Run]]]:
     """The tiles of each image by rows, the whole picture a last row of its own.
 
-    The last run of a prompt is always a whole picture, so the token before it marks every whole picture.
+    A tile follows a token that says an image is near, and a mark of one token or several (`<row_1_col_2>`). Both are
+    known from the end of the prompt: that token comes once more after a whole picture, and the last run is always one.
     """
     ids = input_ids.tolist()
-    before = [ids[run.row][run.start - 1] if run.start else None for run in runs]
-    last = {run.row: mark for run, mark in zip(runs, before, strict=True)}
     images: list[list[list[Run]]] = []
     rows: list[list[Run]] = []
     previous = None
-    for run, mark in zip(runs, before, strict=True):
-        new_row = previous is None or run.row != previous.row or run.start - previous.stop > 2
-        if new_row or mark == last[run.row]:
+    last = {run.row: run for run in runs}
+    for run in runs:
+        row, end = ids[run.row], last[run.row]
+        near = row[end.stop] if end.stop < len(row) else None
+        start, whole = _mark(row, run, near), _mark(row, end, near)
+        if previous is None or previous.row != run.row or start > previous.stop:
+            rows.append([])
+        is_whole = row[start : run.start] == row[whole : end.start]
+        if is_whole and rows[-1]:
             rows.append([])
         rows[-1].append(run)
         previous = run
-        if mark == last[run.row]:
+        if is_whole:
             images.append(rows)
-            rows = []
+            rows, previous = [], None
     return images
+
+
+def _mark(row: list[int], run: Run, near: int | None) -> int:
+    """Where the mark before a run begins: at the last token that says an image is near."""
+    start = run.start - 1
+    while start >= 0 and row[start] != near:
+        start -= 1
+    if start < 0:
+        raise DataError("the image tokens are not marked as tiles and whole pictures: take the processor's prompt")
+    return start
 
 
 def _layout(rows: list[list[Run]], edge: int) -> Layout:

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.vlm._family import Family, Layout, Run, cells, counted, side
 from regard.vlm.encoder import before_last
+from regard.vlm.family import Family, Layout, Run, cells, counted, side
 
 
 class Llava(Family):
     """model_type "llava", for any vision tower that it has, with one grid an image."""
 
     model_types = ("llava",)
-    encoder_inputs = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
+    encoder_inputs = ("pixel_values", "image_sizes")
 
     def attention_layer(self, base: nn.Module) -> nn.Module:
         return before_last(base.vision_tower)  # pyright: ignore[reportArgumentType]

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.vlm._family import Family, Layout, Run, cells, counted, side
 from regard.vlm.encoder import before_last
+from regard.vlm.family import Family, Layout, Run, cells, counted, side
 
 
 class LlavaNext(Family):
     """model_type "llava_next"."""
 
     model_types = ("llava_next",)
-    encoder_inputs = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
+    encoder_inputs = required = ("pixel_values", "image_sizes")
 
     def attention_layer(self, base: nn.Module) -> nn.Module:
         return before_last(base.vision_tower)  # pyright: ignore[reportArgumentType]
@@ -62,9 +62,6 @@ def _layout(tile: Tensor, edge: int) -> Layout:
     """tile: (n,), which tile each token is of: 0 the whole picture, -1 a newline."""
     base = edge * edge
     ends = (tile[base:] == -1).nonzero().squeeze(1)
-    if len(tile) == base + 1:  # not cut: the picture and one newline
-        boxes = torch.cat((cells(edge, edge), torch.tensor([[1.0, 0.0, 1.0, 1.0]])))
-        return Layout(boxes, segment=torch.zeros(len(tile), dtype=torch.long))
     h, w = len(ends), int(ends[0])
     rows = cells(h, w).view(h, w, 4)
     newline = rows[:, -1:].clone()
