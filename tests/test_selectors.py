@@ -6,6 +6,8 @@ import torch
 
 from regard import DataError, Question, VisualTokens
 from regard.allocate import load
+from regard.allocate._similar import every_pair
+from regard.bench.selectors import looped_divprune
 from selector_rules import SELECTORS, case
 
 SIZES = [(59, 5, 13), (61, 7, 23), (97, 11, 31), (43, 3, 1), (67, 13, 2), (41, 17, 29)]
@@ -154,3 +156,18 @@ def test_vispruner_keeps_the_budget_where_few_are_left(n: int, k: int):
 def test_a_parameter_out_of_range_is_named(name: str, fields: dict):
     with pytest.raises(DataError, match=next(iter(fields))):
         load(name, **fields)
+
+
+@pytest.mark.parametrize("n", [1023, 1031, 2053])
+def test_each_pair_is_computed_once(n):
+    """Many tokens are multiplied in blocks, of which one half is copied to the other."""
+    x = torch.nn.functional.normalize(torch.randn(2, n, 7, generator=torch.Generator().manual_seed(n)), dim=2)
+    whole = every_pair(x)
+    assert torch.allclose(whole, x @ x.transpose(1, 2), atol=1e-6)
+    assert torch.equal(whole, whole.transpose(1, 2))
+
+
+def test_divprune_of_many_tokens_is_its_rule():
+    tokens = VisualTokens.from_grid(torch.randn(1, 1147, 11, generator=torch.Generator().manual_seed(0)), (31, 37))
+    kept = load("divprune").allocate(tokens, None, 41).anchor[0].tolist()
+    assert kept == sorted(looped_divprune(tokens.features[0], 41))

@@ -1,11 +1,25 @@
-"""Rows of a matrix of inner products, each computed when it is first asked for: a greedy choice needs few of them."""
+"""Inner products of tokens with one another: all of them, each pair once, or rows as a greedy choice asks for them."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 _ALL_AT_ONCE = 1024  # inputs; up to so many, one matrix product is faster
+_BLOCKS = 5  # of rows
 _TOGETHER = 64  # rows: one costs nearly as much as these
+
+
+def every_pair(x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n n"]:
+    """X xᵀ. Of many tokens on a CPU, where the arithmetic takes the time, one half is computed and copied to the other."""
+    n = x.shape[1]
+    if n <= _ALL_AT_ONCE or x.device.type != "cpu":
+        return x @ x.transpose(1, 2)
+    whole = x.new_empty(len(x), n, n)
+    for start in range(0, n, n // _BLOCKS):
+        stop = min(start + n // _BLOCKS, n)
+        whole[:, start:stop, start:] = x[:, start:stop] @ x[:, start:].transpose(1, 2)
+        whole[:, stop:, start:stop] = whole[:, start:stop, stop:].transpose(1, 2)
+    return whole
 
 
 class LazyRows:

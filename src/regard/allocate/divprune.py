@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from regard.allocate._base import Allocator
+from regard.allocate._similar import every_pair
 from regard.allocation import Allocation
 from regard.tokens import Question, VisualTokens
 
@@ -25,7 +26,7 @@ class DivPrune(Allocator):
         if tokens.mask is not None:
             x = x.masked_fill(~valid[..., None], 0)
         x = F.normalize(x, dim=2)
-        similarity = x @ x.transpose(1, 2)  # (B, N, N): the first token needs every pair
+        similarity = every_pair(x)  # (B, N, N): the first token needs them all
         similarity.diagonal(dim1=1, dim2=2).fill_(-2)
         if tokens.mask is not None:
             similarity.masked_fill_(~valid[:, None], -2)

@@ -17,11 +17,6 @@ from regard.bench.results import Row, medians, provenance, publish
 from regard.vlm.shorten import shorten
 
 IMAGE, TOKENS, TEXT, KEEP = 49151, 576, 32, 0.25
-# one token after another, each chosen from all that is left, or a kernel of all pairs: these say why they cost more
-SLOW = {
-    "cdpruner": "a kernel of all pairs and a greedy pick after another",
-    "divprune": "all pairs, and a greedy pick after another",
-}
 
 
 def main() -> None:
@@ -94,9 +89,7 @@ def deciding(model: Any, inputs: dict[str, torch.Tensor], rounds: int) -> list[R
                 shares["encode"].append(seconds["encode"] / full)
     rows = [Row("encoding the image / prefill of the whole prompt", statistics.median(shares.pop("encode")), "ratio")]
     for name, values in shares.items():
-        target = "" if name in SLOW else "<= 0.03"
-        why = f" ({SLOW[name]})" if name in SLOW else ""
-        rows.append(Row(f"deciding / prefill, {name}{why}", statistics.median(values), "ratio", target))
+        rows.append(Row(f"deciding / prefill, {name}", statistics.median(values), "ratio", "<= 0.03"))
     return rows
 
 
