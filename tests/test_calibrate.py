@@ -71,7 +71,7 @@ def test_a_blind_eye_is_rarely_believed():
     """Of 400 draws of a few names each, about one in twenty may be taken for something."""
     random = np.random.default_rng(0)
     for names in (5, 8, 20):
-        wrong = [not low <= 0.5 <= high for low, high in (interval(random.normal(0.5, 0.1, names)) for _ in range(400))]
+        wrong = [not low <= 0.5 <= high for low, high in (interval(random.normal(0.5, 0.1, names).tolist()) for _ in range(400))]
         assert 0.02 < np.mean(wrong) < 0.085
 
 
@@ -79,7 +79,7 @@ def test_the_interval_is_students():
     """t of 4, 9 and 29 degrees of freedom, from the tables: 2.776, 2.262, 2.045."""
     for n, t in ((5, 2.776), (10, 2.262), (30, 2.045)):
         values = np.linspace(0.45, 0.55, n)
-        low, high = interval(values)
+        low, high = interval(values.tolist())
         assert (high - low) / 2 == pytest.approx(t * values.std(ddof=1) / n**0.5, rel=0.004)
 
 

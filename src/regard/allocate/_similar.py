@@ -10,7 +10,7 @@ _TOGETHER = 64  # rows: one costs nearly as much as these
 
 
 def every_pair(x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n n"]:
-    """x xᵀ. Of many tokens on a CPU, where arithmetic takes the time, one half is computed and copied to the other."""
+    """X xᵀ. Of many tokens on a CPU, where arithmetic takes the time, one half is computed and copied to the other."""
     n = x.shape[1]
     if n <= _ALL_AT_ONCE or x.device.type != "cpu":
         return x @ x.transpose(1, 2)

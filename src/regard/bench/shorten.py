@@ -96,11 +96,13 @@ def deciding(model: Any, inputs: dict[str, torch.Tensor], rounds: int) -> list[R
 def memory(model: Any, inputs: dict[str, torch.Tensor]) -> list[Row]:
     """Peak of what is allocated while shortening, over that while encoding the image."""
     encode = peak(lambda: model.model.get_image_features(inputs["pixel_values"], return_dict=True))
-    rows = [Row("peak memory of encoding the image", encode / 2**20, "MiB")]
-    for name in catalogue():
-        ratio = peak(lambda name=name: shorten(model, inputs, name, keep=KEEP)) / encode
-        rows.append(Row(f"peak memory of shorten / encoding, {name}", ratio, "ratio", "<= 1.1"))
-    return rows
+    peaks = {name: peak(lambda name=name: shorten(model, inputs, name, keep=KEEP)) for name in catalogue()}
+    worst = max(peaks, key=lambda name: peaks[name])
+    return [
+        Row("peak memory of encoding the image", encode / 2**20, "MiB"),
+        Row("peak memory of shorten / encoding, divprune", peaks["divprune"] / encode, "ratio", "<= 1.1"),
+        Row(f"peak memory of shorten / encoding, the most: {worst}", peaks[worst] / encode, "ratio", "<= 1.1"),
+    ]
 
 
 def peak(work: Callable[[], object]) -> int:
