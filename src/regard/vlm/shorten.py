@@ -80,10 +80,9 @@ def shorten(
 
     kept = [_applied(plane, allocations, counts) for plane in planes]
     starts = torch.tensor([0, *counts]).cumsum(0)[:-1].tolist()
-    anchors = torch.cat([a.anchor[0] + start for a, start in zip(allocations, starts, strict=True)]).to(
-        prompt.places.device
-    )
-    short = _columns(prompt, prompt.places[anchors], full, given, vlm, positions)
+    anchors = torch.cat([a.anchor[0] + start for a, start in zip(allocations, starts, strict=True)])
+    left = prompt.places[anchors.to(prompt.places.device)]
+    short = _columns(prompt, left, full, given, vlm, positions)
     sizes = [allocation.n_out for allocation in allocations]
     if sum(sizes):
         short["mm_encoder_outputs"] = {"image": _output(vlm, output, kept, sizes, rows)}
