@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from regard.errors import ModelError
 
 Result = TypeVar("Result")
-CHUNK = 1 << 24  # attention weights held at once
+CHUNK = 1 << 20  # attention weights held at once: few fit a cache, and many would be the peak of memory
 
 
 def attention_layers(tower: nn.Module) -> list[nn.Module]:
