@@ -32,13 +32,11 @@ def main() -> None:
     options = parser.parse_args()
     made = provenance()
     torch.manual_seed(0)
-    model, inputs = build(options.device)
+    rounds = options.rounds
     with torch.inference_mode():
-        rows = [
-            *prefill(model, inputs, options.rounds),
-            *deciding(model, inputs, options.rounds),
-            *memory(model, inputs),
-        ]
+        model, inputs = build(CLIP, options.device)
+        rows = [*prefill(model, inputs, rounds), *deciding(model, inputs, rounds), *memory(model, inputs)]
+        rows += without_class_token(*build(SIGLIP, options.device), rounds)
     name = "shorten" if options.device == "cpu" else f"shorten-{options.device}"
     publish(name, f"python -m regard.bench.{name.replace('-', ' --device ')}", rows, made, seed=0)
 
@@ -112,7 +110,7 @@ def memory(model: Any, inputs: dict[str, torch.Tensor]) -> list[Row]:
 
 
 def without_class_token(model: Any, inputs: dict[str, torch.Tensor], rounds: int) -> list[Row]:
-    """FasterVLM where attention received is a mean over all queries: no target for its time, as no row can be spared."""
+    """FasterVLM where attention received is a mean over all queries: its time has no target, as no row can be spared."""
     read = _reading(model, shorten(model, inputs, "divprune", keep=1.0))
     shares = []
     for _ in range(rounds):
