@@ -110,7 +110,7 @@ def memory(model: Any, inputs: dict[str, torch.Tensor]) -> list[Row]:
 
 
 def without_class_token(model: Any, inputs: dict[str, torch.Tensor], rounds: int) -> list[Row]:
-    """FasterVLM where attention received is a mean over all queries: its time has no target, as no row can be spared."""
+    """FasterVLM where attention received is a mean over all queries: no target, as no row of it can be spared."""
     read = _reading(model, shorten(model, inputs, "divprune", keep=1.0))
     shares = []
     for _ in range(rounds):
