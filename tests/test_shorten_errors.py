@@ -3,13 +3,11 @@
 import sys
 import warnings
 from copy import deepcopy
-from typing import Any
 
 import pytest
 import torch
 import transformers
 
-import oracle
 import tiny_vlms as tiny
 from regard import BudgetError, DataError, ModelError, Question, RegardError, ShapeError
 from regard.allocation import Allocation
@@ -297,108 +295,6 @@ def test_a_sliding_window_is_said_in_one_line(tmp_path):
         assert shorten(model, inputs, "random", budget=4).caution is not None
         config.text_config.sliding_window = None
         assert shorten(model, inputs, "random", budget=4).caution is None
-
-
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks for it
-def test_lora_compiled_and_spread_models(models):
-    import peft
-
-    model, inputs = deepcopy(models("qwen2_5_vl")), tiny.inputs("qwen2_5_vl", [1, 2])
-    want = shorten(model, inputs, "divprune", budget=4)
-    with torch.no_grad():
-        plain = model(**want).logits
-    compiled = deepcopy(model)
-    compiled.model.language_model = torch.compile(compiled.model.language_model, dynamic=True, backend="aot_eager")
-    short = shorten(compiled, inputs, "divprune", budget=4)
-    with torch.no_grad():
-        assert torch.allclose(compiled(**short).logits, plain, atol=1e-4)
-    whole: Any = torch.compile(deepcopy(model), backend="eager")
-    assert torch.equal(shorten(whole, inputs, "divprune", budget=4)["input_ids"], want["input_ids"])
-    torch.manual_seed(0)
-    adapted = peft.get_peft_model(
-        model, peft.LoraConfig(target_modules="all-linear", r=2, init_lora_weights=False)
-    ).eval()
-    short = shorten(adapted, inputs, "divprune", budget=4)
-    keep = oracle.kept_columns(inputs, short.allocations, [0, 1, 1])
-    base = adapted.get_base_model()
-    expected = oracle.logits(base, inputs, keep, oracle.positions_of(base, inputs))
-    with torch.no_grad():
-        got = adapted(**short).logits
-        generated = adapted.generate(**short, max_new_tokens=3, do_sample=False)
-    near = 1e-4 * max(1.0, float(expected[keep].std()) / 10)  # the adapters make logits larger
-    assert (got[short["attention_mask"].bool()] - expected[keep]).abs().max() < near
-    assert short.new_tokens(generated).shape == (2, 3)
-    assert not torch.allclose(got, plain, atol=0.1)
-
-
-@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
-def test_int8_weights(models, vlm_folder, name):
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    models(name)
-    settings = transformers.TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["lm_head"])
-    model = tiny.load(vlm_folder / name, quantization_config=settings, dtype=torch.float32)
-    assert "Int8" in type(model.model.language_model.layers[0].mlp.up_proj.weight).__name__
-    inputs = tiny.inputs(name, [1, 2])
-    short = shorten(model, inputs, "random", budget=4)
-    keep = oracle.kept_columns(inputs, short.allocations, [0, 1, 1])
-    want = oracle.logits(model, inputs, keep, oracle.positions_of(model, inputs))
-    with torch.no_grad():
-        got = model(**short).logits
-    assert (got[short["attention_mask"].bool()] - want[keep]).abs().max() < 1e-4
-
-
-def test_a_device_map(models, vlm_folder, tmp_path):
-    models("smolvlm")
-    places = {"model.vision_model": "cpu", "model.connector": "cpu", "model.text_model": "disk", "lm_head": "cpu"}
-    model = tiny.load(vlm_folder / "smolvlm", device_map=places, offload_folder=tmp_path)
-    assert model.hf_device_map == places
-    assert next(model.model.text_model.parameters()).device.type == "meta"
-    inputs = tiny.inputs("smolvlm", [1, 2])
-    short = shorten(model, inputs, "random", budget=4)
-    with torch.no_grad():
-        assert torch.equal(model(**short).logits, models("smolvlm")(**short).logits)
-
-
-def test_a_compiled_encoder_is_said_to_be_one(models):
-    model = deepcopy(models("llava"))
-    model.model.vision_tower = torch.compile(model.model.vision_tower, backend="eager")
-    inputs = tiny.inputs("llava", [1])
-    assert shorten(model, inputs, "random", budget=4)
-
-    class Attentive:
-        needs = ("scores:attention",)
-
-        def allocate(self, tokens, question, budget):
-            return Allocation.select(tokens.scores["attention"].topk(budget).indices, 49)
-
-    with torch.no_grad():
-        model(**inputs)  # compiled without a hook
-    refused(ModelError, "compile only the language model", model, inputs, Attentive(), budget=4)
-
-
-def test_the_encoder_is_let_go_after_an_error(models, monkeypatch):
-    model, inputs = models("llava"), tiny.inputs("llava", [1])
-
-    class Attentive:
-        needs = ("scores:attention",)
-
-        def allocate(self, tokens, question, budget):
-            raise RuntimeError("broken")
-
-    with torch.no_grad():
-        model(**inputs)  # transformers puts hooks of its own on a model that it runs for the first time
-    before = hooks(model)
-    with pytest.raises(RuntimeError, match="broken"):
-        shorten(model, inputs, Attentive(), budget=4)
-    broken = {**inputs, "pixel_values": inputs["pixel_values"][:, :2]}  # two channels: the encoder itself fails
-    with pytest.raises((RuntimeError, ValueError)):
-        shorten(model, broken, Attentive(), budget=4)
-    assert hooks(model) == before
-
-
-def hooks(model):
-    return [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in model.modules()]
 
 
 def test_decode_and_record(llava):
