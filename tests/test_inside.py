@@ -13,6 +13,7 @@ import tiny_vlms as tiny
 from regard.cost.language import LanguageModel
 from regard.errors import BudgetError, DataError, ModelError
 from regard.record import Record
+from regard.recorded import blank_picture
 from regard.vlm.inside import Inside, inside
 from regard.vlm.inside.fastv import FastV
 from regard.vlm.inside.last_row import attention_of
@@ -304,6 +305,13 @@ def test_shortened_inputs_can_be_pruned_further(models, name):
             assert len(look.steps) == 1 + len(run.steps[0])
             assert look.macs_after < before.looks[0].macs_after < look.macs_before
             assert look.allocator == f"random, then {type(run.method).__name__}"
+        shown = [blank_picture(f"photo {number}", (1, 2, 3)) for number in range(3)]
+        for given in (short, inputs):
+            with inside(model, **setting) as again, torch.no_grad():
+                model(**given)
+            assert [record.picture for record in again.records(given, shown)] == shown
+            with pytest.raises(DataError, match="2 pictures for 3 images"):
+                again.records(given, shown[:2])
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -10,6 +10,7 @@ import transformers
 import oracle
 import tiny_vlms as tiny
 from regard import ModelError
+from regard.vlm.opened import opened
 from regard.vlm.shorten import shorten
 
 
@@ -62,16 +63,21 @@ def test_int8_weights(models, vlm_folder, name):
     assert (got[short["attention_mask"].bool()] - want[keep]).abs().max() < 1e-4
 
 
-def test_a_device_map(models, vlm_folder, tmp_path):
+@pytest.mark.parametrize("away", ["model.text_model", "model.vision_model"])
+def test_a_device_map(models, vlm_folder, tmp_path, away):
     models("smolvlm")
-    places = {"model.vision_model": "cpu", "model.connector": "cpu", "model.text_model": "disk", "lm_head": "cpu"}
+    parts = ("model.vision_model", "model.connector", "model.text_model", "lm_head")
+    places = {part: "disk" if part == away else "cpu" for part in parts}
     model = tiny.load(vlm_folder / "smolvlm", device_map=places, offload_folder=tmp_path)
     assert model.hf_device_map == places
-    assert next(model.model.text_model.parameters()).device.type == "meta"
+    assert next(model.get_submodule(away).parameters()).device.type == "meta"
+    assert opened(model).device.type == "cpu"  # where inputs go, also where the first weights are not in memory
     inputs = tiny.inputs("smolvlm", [1, 2])
-    short = shorten(model, inputs, "random", budget=4)
-    with torch.no_grad():
-        assert torch.equal(model(**short).logits, models("smolvlm")(**short).logits)
+    for name in ("top", "visionzip"):
+        short = shorten(model, inputs, name, budget=4)
+        with torch.no_grad():
+            want = models("smolvlm")(**shorten(models("smolvlm"), inputs, name, budget=4)).logits
+            assert torch.equal(model(**short).logits, want)
 
 
 def test_a_compiled_encoder_is_said_to_be_one(models):

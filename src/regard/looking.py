@@ -7,10 +7,10 @@ from functools import partial
 
 import PIL.Image
 
-from regard.allocate import Allocator, catalogue, checked_budget, missing_needs, name_of, seeded
+from regard.allocate import Allocator, catalogue, check_amount, missing_needs, name_of, seeded
 from regard.allocation import Allocation
 from regard.cost.language import QWEN2_5_7B
-from regard.errors import BudgetError, DataError
+from regard.errors import DataError
 from regard.eyes import Eye
 from regard.record import Look, Record
 from regard.recorded import boxes_of, look_of, made_by, read_picture, relevance_of
@@ -39,7 +39,7 @@ def look(
     questions = checked_questions(question)
     named = [allocators] if isinstance(allocators, str) else allocators
     chosen = None if named is None else [seeded(a, seed) for a in named]
-    _check_amount(budget, keep)
+    check_amount(budget, keep)
     seconds: dict[str, float] = {}
     picture, preview = _timed(seconds, "read", progress, partial(read_picture, image))
     eye = eye or _timed(seconds, "load", progress, _embedded)
@@ -123,15 +123,6 @@ def checked_questions(question: str | Sequence[str]) -> tuple[str, ...]:
     if not questions or any(not isinstance(text, str) or not text.strip() for text in questions):
         raise DataError("the question is empty: ask in words, such as 'where is the cat?'")
     return tuple(" ".join(text.encode(errors="replace").decode().split()) for text in questions)
-
-
-def _check_amount(budget: int | None, keep: float | None) -> None:
-    if budget is not None and keep is not None:
-        raise BudgetError("give a budget in tokens or a fraction to keep, not both")
-    if budget is not None:
-        checked_budget(budget)
-    if keep is not None and not (isinstance(keep, int | float) and 0 < keep <= 1):
-        raise BudgetError(f"the fraction to keep must be over 0 and at most 1, got {keep!r}")
 
 
 def _embedded() -> Eye:

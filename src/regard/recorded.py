@@ -14,7 +14,6 @@ import PIL.Image
 import torch
 
 from regard import __version__
-from regard.allocate import Allocates, Allocator, name_of
 from regard.allocation import Allocation
 from regard.cost.language import LanguageModel
 from regard.images import load_image_with_notes
@@ -62,11 +61,6 @@ def look_of(
         macs_after=model.prefill_macs_of_layers(list(read)),
         steps=tuple(Step(layer, step.to_dict()) for layer, step in steps),
     )
-
-
-def name_of_any(allocator: Allocates) -> str:
-    """The allocator's name in the catalogue, its class's where it has none."""
-    return name_of(allocator) if isinstance(allocator, Allocator) else type(allocator).__name__
 
 
 def fields_of(allocator: object) -> dict[str, Any]:

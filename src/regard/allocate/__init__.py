@@ -11,14 +11,24 @@ from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
 from typing import Any
 
-from regard.allocate._base import Allocates, Allocator, checked_budget, missing_needs, top_slots
+from regard.allocate._base import (
+    Allocates,
+    Allocator,
+    check_amount,
+    checked_budget,
+    checked_keep,
+    missing_needs,
+    top_slots,
+)
 from regard.errors import ModelError
 
 __all__ = [
     "Allocates",
     "Allocator",
     "catalogue",
+    "check_amount",
     "checked_budget",
+    "checked_keep",
     "load",
     "missing_needs",
     "name_of",
@@ -57,14 +67,15 @@ def seeded(allocator: Any, seed: int) -> Any:
     return replace(loaded, seed=seed) if any(field.name == "seed" for field in fields(loaded)) else loaded
 
 
-def name_of(allocator: Allocator) -> str:
-    """The name that the catalogue has for an allocator, its class name where it has none."""
+def name_of(allocator: Allocates) -> str:
+    """The name that the catalogue has for an allocator; where it has none its own, or that of its class."""
     kind = type(allocator)
     home, _, name = kind.__module__.rpartition(".")
     if home == __name__:
         return name
     value = f"{kind.__module__}:{kind.__qualname__}"
-    return next((name for name, entry in _others().items() if entry.value == value), allocator.name)
+    own = allocator.name if isinstance(allocator, Allocator) else kind.__name__
+    return next((name for name, entry in _others().items() if entry.value == value), own)
 
 
 def _is_own(value: Any, module: str) -> bool:

@@ -123,6 +123,23 @@ def checked_budget(budget: int) -> int:
     return tokens
 
 
+def checked_keep(keep: float) -> float:
+    """The fraction of tokens to keep, over 0 and at most 1. Raises BudgetError."""
+    if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1:
+        raise BudgetError(f"the fraction to keep must be over 0 and at most 1, got {keep!r}")
+    return keep
+
+
+def check_amount(budget: int | None, keep: float | None) -> None:
+    """Raise BudgetError where both are given, or one is none."""
+    if budget is not None and keep is not None:
+        raise BudgetError("give a budget in tokens or a fraction to keep, and not both")
+    if budget is not None:
+        checked_budget(budget)
+    if keep is not None:
+        checked_keep(keep)
+
+
 def missing_needs(needs: tuple[str, ...], tokens: VisualTokens, question: Question | None) -> list[str]:
     """Those of an allocator's needs that neither the tokens nor the question supply."""
     given = {"question": question, "aligned": tokens.aligned, "keys": tokens.keys}

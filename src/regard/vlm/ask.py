@@ -11,10 +11,10 @@ import PIL.Image
 import torch
 from torch import nn
 
-from regard.allocate import Allocates, seeded
+from regard.allocate import Allocates, name_of, seeded
 from regard.errors import BudgetError, DataError, ModelError
 from regard.record import STAGES, Answer, Picture, Record
-from regard.recorded import made_by, name_of_any, read_picture
+from regard.recorded import made_by, read_picture
 from regard.vlm.chat import chat_inputs
 from regard.vlm.decide import budgets_of
 from regard.vlm.measure import PeakMemory, TokenTimes
@@ -103,7 +103,7 @@ class _Run:
         while not rounds or (len(rounds) < ROUNDS and time.perf_counter() - start < QUICK * len(rounds)):
             rounds.append([])
             for allocator, amount in ways:
-                progress(f"answer: {ALL if allocator is None else name_of_any(allocator)}")
+                progress(f"answer: {ALL if allocator is None else name_of(allocator)}")
                 rounds[-1].append(self.once(allocator, amount, new))
         answers = tuple(_median([answer for answer, _ in same]) for same in zip(*rounds, strict=True))
         return answers, [short for _, short in rounds[0]], len(rounds)
@@ -121,7 +121,7 @@ class _Run:
         decide = sum(spent for stage, spent in short.seconds.items() if stage != "encode") if allocator else 0.0
         stages = (short.seconds["encode"], decide, times.prefill, times.decode)
         answer = Answer(
-            allocator=None if allocator is None else name_of_any(allocator),
+            allocator=None if allocator is None else name_of(allocator),
             text=short.decode(output)[0].strip(),
             visual_tokens=short.tokens_out,
             prompt_tokens=int(short.mask.sum()),
@@ -177,7 +177,7 @@ def _records(
 
 
 def _made(vlm: Opened, seed: int, rounds: int) -> dict[str, str]:
-    device = next(vlm.model.parameters()).device
+    device = vlm.device
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     name = model_name(vlm.config.name_or_path) or vlm.config.model_type
     dtype = str(next(vlm.model.parameters()).dtype).removeprefix("torch.")

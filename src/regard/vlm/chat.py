@@ -36,8 +36,8 @@ def chat_inputs(vlm: Opened, processor: Any, images: Sequence[PIL.Image.Image], 
     except (TemplateError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[:1]
         raise DataError(f"{type(processor).__name__} cannot make a prompt of this: {''.join(reason)[:300]}") from error
-    parameter = next(vlm.model.parameters())
-    return {name: _moved(value, parameter) for name, value in made.items() if name != "labels"}
+    dtype = next(vlm.model.parameters()).dtype
+    return {name: _moved(value, vlm.device, dtype) for name, value in made.items() if name != "labels"}
 
 
 def _templated(processor: Any, images: Sequence[PIL.Image.Image], question: str) -> Any:
@@ -62,7 +62,7 @@ def _plain(vlm: Opened, processor: Any, images: Sequence[PIL.Image.Image], quest
     return processor(images=list(images), text=[text], return_tensors="pt")
 
 
-def _moved(value: Any, like: Tensor) -> Any:
+def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if not isinstance(value, Tensor):
         return value
-    return value.to(like.device, like.dtype if torch.is_floating_point(value) else value.dtype)
+    return value.to(device, dtype if torch.is_floating_point(value) else value.dtype)

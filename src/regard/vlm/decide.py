@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regard.allocate import Allocates, checked_budget
+from regard.allocate import Allocates, checked_budget, checked_keep
 from regard.allocation import Allocation
 from regard.errors import BudgetError, ModelError, ShapeError
 from regard.tokens import Question, VisualTokens
@@ -37,7 +37,7 @@ def image_tokens(flat: Tensor, layouts: Sequence[Layout], maps: dict[str, Tensor
         if layout.segment is not None:
             extra["segment"] = layout.segment.to(flat.device)[None]
         if aligned:
-            extra["aligned"] = F.normalize(features.detach().float(), dim=-1)[None]
+            extra["aligned"] = F.normalize(features.float(), dim=-1)[None]
         boxes = layout.boxes.to(flat.device)[None]
         images.append(VisualTokens(features[None], boxes, grid=layout.grid, **extra))
     return images
@@ -48,9 +48,7 @@ def budgets_of(counts: list[int], budget: int | Sequence[int] | None, keep: floa
     if (budget is None) == (keep is None):
         raise BudgetError("give a budget in tokens an image, or a fraction to keep, and not both")
     if keep is not None:
-        if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1:
-            raise BudgetError(f"the fraction to keep must be over 0 and at most 1, got {keep!r}")
-        return [max(1, round(keep * count)) for count in counts]
+        return [max(1, round(checked_keep(keep) * count)) for count in counts]
     if isinstance(budget, Sequence):
         if len(budget) != len(counts):
             raise BudgetError(f"{len(budget)} budgets for {len(counts)} images: one each is needed")

@@ -96,13 +96,20 @@ def counted(mask: Tensor) -> Int[Tensor, "b l"]:
     return (mask.long().cumsum(1) - 1).masked_fill(~mask, 0)
 
 
-def cells(
-    h: int, w: int, within: Sequence[float] = (0.0, 0.0, 1.0, 1.0), device: torch.device | None = None
-) -> Float[Tensor, "n 4"]:
+def cells(h: int, w: int, within: Sequence[float] = (0.0, 0.0, 1.0, 1.0)) -> Float[Tensor, "n 4"]:
     """The boxes of an h x w grid in raster order within a part of the image, (h*w, 4)."""
     x0, y0, x1, y1 = within
-    x = torch.linspace(x0, x1, w + 1, device=device)
-    return grid_boxes(x, torch.linspace(y0, y1, h + 1, device=device))[0]
+    return grid_boxes(torch.linspace(x0, x1, w + 1), torch.linspace(y0, y1, h + 1))[0]
+
+
+def tiled(h: int, w: int, edge: int) -> Layout:
+    """H x w tiles of edge x edge tokens in raster order, segments 1 and on, and the whole picture last; or it alone."""
+    whole = cells(edge, edge)
+    if not h * w:
+        return Layout(whole, grid=(1, edge, edge))
+    boxes = [cells(edge, edge, (x / w, y / h, (x + 1) / w, (y + 1) / h)) for y in range(h) for x in range(w)]
+    numbers = torch.tensor([*range(1, h * w + 1), 0]).repeat_interleave(edge * edge)
+    return Layout(torch.cat((*boxes, whole)), segment=numbers)
 
 
 def side(n: int, what: str) -> int:

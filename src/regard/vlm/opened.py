@@ -99,7 +99,7 @@ def checked_inputs(vlm: Opened, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_devices(vlm: Opened, inputs: dict[str, Any]) -> None:
     places = {name: value.device for name, value in inputs.items() if isinstance(value, Tensor)}
-    model = next(vlm.model.parameters()).device
+    model = vlm.device
     spread = getattr(vlm.model, "hf_device_map", None) is not None  # its own hooks move what it is given
     wrong = [f"{name} on {place}" for name, place in places.items() if place != places["input_ids"]]
     if wrong or (not spread and places["input_ids"] != model):

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regard.allocate import Allocates
+from regard.allocate import Allocates, name_of
 from regard.allocation import Allocation
 from regard.cost.language import LanguageModel
 from regard.errors import DataError, ShapeError
 from regard.record import Picture, Record
-from regard.recorded import blank_picture, boxes_of, look_of, made_by, name_of_any, relevance_of
+from regard.recorded import blank_picture, boxes_of, look_of, made_by, relevance_of
 from regard.tokens import Question, VisualTokens
 from regard.vlm.opened import Opened
 from regard.vlm.prompt import tokenizer_of
@@ -153,14 +153,13 @@ class Shortened(Mapping[str, Any]):
         unit = F.normalize(decision.tokens.features.float(), dim=-1)
         tokens = replace(decision.tokens, aligned=unit)
         blank = Question(torch.zeros_like(unit[:, :1]))  # a prompt without text asks for nothing
-        row = torch.tensor([decision.row])
-        asked = blank if question is None else question.images(row.to(question.features.device)).to(unit.device)
+        asked = blank if question is None else question.images(torch.tensor([decision.row])).to(unit.device)
         look = look_of(
             tokens,
             asked,
             decision.allocation,
             number=0,
-            name=name_of_any(self._allocator),
+            name=name_of(self._allocator),
             allocator=self._allocator,
             budget=decision.budget,
             seconds=self.seconds["decide"],

@@ -7,12 +7,11 @@ tile, something more between two rows, and another mark before the whole picture
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from regard.errors import DataError
 from regard.vlm.encoder import before_last
-from regard.vlm.family import Family, Layout, Run, block_means, cells, counted, side
+from regard.vlm.family import Family, Layout, Run, block_means, counted, side, tiled
 
 
 class Idefics3(Family):
@@ -82,13 +81,8 @@ def _mark(row: list[int], run: Run, near: int | None) -> int:
 
 
 def _layout(rows: list[list[Run]], edge: int) -> Layout:
-    *tiled, _ = rows
-    h, w = len(tiled), len(tiled[0]) if tiled else 0
-    if any(len(row) != w for row in tiled):
+    *tiles, _ = rows
+    h, w = len(tiles), len(tiles[0]) if tiles else 0
+    if any(len(row) != w for row in tiles):
         raise DataError("the tiles of an image are no grid of rows and columns: take the processor's prompt")
-    boxes = [cells(edge, edge, (x / w, y / h, (x + 1) / w, (y + 1) / h)) for y in range(h) for x in range(w)]
-    numbers = torch.tensor([*range(1, h * w + 1), 0]).repeat_interleave(edge * edge)
-    whole = cells(edge, edge)
-    if not tiled:
-        return Layout(whole, grid=(1, edge, edge))
-    return Layout(torch.cat((*boxes, whole)), segment=numbers)
+    return tiled(h, w, edge)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from regard.errors import DataError
 from regard.vlm.encoder import before_last
-from regard.vlm.family import Family, Layout, Run, block_means, cells, counted
+from regard.vlm.family import Family, Layout, Run, block_means, counted, tiled
 
 PROBE = 32  # pixels of a side at which arrangements are compared
 
@@ -48,12 +48,8 @@ class InternVL(Family):
 
 def _layout(tiles: Tensor, edge: int) -> Layout:
     """tiles: (T, 3, H, W), the last the thumbnail of all others where there is more than one."""
-    if len(tiles) == 1:
-        return Layout(cells(edge, edge), grid=(1, edge, edge))
-    h, w = arrangement(tiles[:-1], tiles[-1])
-    boxes = [cells(edge, edge, (x / w, y / h, (x + 1) / w, (y + 1) / h)) for y in range(h) for x in range(w)]
-    numbers = torch.tensor([*range(1, h * w + 1), 0]).repeat_interleave(edge * edge)
-    return Layout(torch.cat((*boxes, cells(edge, edge))), segment=numbers)
+    h, w = arrangement(tiles[:-1], tiles[-1]) if len(tiles) > 1 else (0, 0)
+    return tiled(h, w, edge)
 
 
 @torch.no_grad()

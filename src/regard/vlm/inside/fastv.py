@@ -8,9 +8,9 @@ first that reads the shorter prompt. Of several images in a prompt the tokens co
 import math
 from dataclasses import dataclass
 
-from regard.allocate import checked_budget
+from regard.allocate import check_amount
 from regard.errors import BudgetError, ModelError
-from regard.vlm.inside.pruner import Pruner, checked_keep, checked_layers, share
+from regard.vlm.inside.pruner import Pruner, checked_layers, share
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,7 @@ class FastV(Pruner):
     budget: int | None = None
 
     def __post_init__(self) -> None:
-        if self.keep is not None and self.budget is not None:
-            raise BudgetError("give a fraction to keep, or a budget in tokens averaged over layers, and not both")
-        if self.keep is not None:
-            checked_keep(self.keep)
-        if self.budget is not None:
-            checked_budget(self.budget)
+        check_amount(self.budget, self.keep)
         if isinstance(self.layer, bool) or not isinstance(self.layer, int):
             raise ModelError(f"FastV: layer must be a whole number, got {self.layer!r}")
 

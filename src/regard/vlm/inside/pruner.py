@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import final
 
-from regard.errors import BudgetError, ModelError
+from regard.errors import ModelError
 
 
 class Pruner(ABC):
@@ -43,12 +43,6 @@ def spread(tokens: int, stages: Sequence[tuple[int, int]], depth: int) -> tuple[
 def share(keep: float, tokens: int) -> int:
     """A fraction of the tokens, rounded, at least 1 where there are any."""
     return min(tokens, max(1, round(keep * tokens)))
-
-
-def checked_keep(keep: object) -> None:
-    """Raise BudgetError where this is no fraction to keep."""
-    if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1:
-        raise BudgetError(f"the fraction to keep must be over 0 and at most 1, got {keep!r}")
 
 
 def checked_layers(name: str, layers: Sequence[int], depth: int) -> tuple[int, ...]:

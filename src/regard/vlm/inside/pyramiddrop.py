@@ -9,9 +9,9 @@ numbers them anew) and a share is rounded (the published code cuts it off).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from regard.allocate import checked_budget
+from regard.allocate import check_amount
 from regard.errors import BudgetError, ModelError
-from regard.vlm.inside.pruner import Pruner, checked_keep, checked_layers, share, spread
+from regard.vlm.inside.pruner import Pruner, checked_layers, share, spread
 
 HALVINGS = 40
 
@@ -27,12 +27,7 @@ class PyramidDrop(Pruner):
     budget: int | None = None
 
     def __post_init__(self) -> None:
-        if self.keep is not None and self.budget is not None:
-            raise BudgetError("give a fraction to keep, or a budget in tokens averaged over layers, and not both")
-        if self.keep is not None:
-            checked_keep(self.keep)
-        if self.budget is not None:
-            checked_budget(self.budget)
+        check_amount(self.budget, self.keep)
         object.__setattr__(self, "layers_at", tuple(self.layers_at))
         if any(isinstance(at, bool) or at <= 0 or (at >= 1 and at != int(at)) for at in self.layers_at):
             raise ModelError(f"PyramidDrop: layers_at must be layers or shares of the depth, got {self.layers_at}")

@@ -43,7 +43,9 @@ def records_of(
     pictures: Sequence[Picture] | None,
 ) -> list[Record]:
     """One Record an image. steps and scores: of each prompt (and beam). inputs: what the model was given."""
-    images = _shortened(inputs) if isinstance(inputs, Shortened) else _processed(vlm, inputs)
+    images = _shortened(inputs, pictures) if isinstance(inputs, Shortened) else _processed(vlm, inputs)
+    if pictures is not None and len(pictures) != len(images):
+        raise DataError(f"{len(pictures)} pictures for {len(images)} images: one each is needed")
     rows = len(inputs["input_ids"])
     beams = max(1, len(steps) // rows)
     totals = [sum(image.tokens for image in images if image.row == row) for row in range(rows)]
@@ -83,11 +85,10 @@ def composed(steps: Steps) -> Allocation:
     return reduce(Allocation.then, (allocation for _, allocation in steps))
 
 
-def _shortened(short: Shortened) -> list[Image]:
+def _shortened(short: Shortened, pictures: Sequence[Picture] | None) -> list[Image]:
     rows = [decision.row for decision in short._decisions]
-    return [
-        Image(row, record.looks[0].tokens_out, before=record) for row, record in zip(rows, short.records(), strict=True)
-    ]
+    records = short.records(pictures)
+    return [Image(row, r.looks[0].tokens_out, before=r) for row, r in zip(rows, records, strict=True)]
 
 
 def _processed(vlm: Opened, inputs: Mapping[str, Any]) -> list[Image]:
