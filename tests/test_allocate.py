@@ -19,6 +19,7 @@ def reference_divprune(features: np.ndarray, k: int) -> list[int]:
     """The paper's rule (arXiv 2503.02175, Algorithm 1) in plain loops."""
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     distance = 1 - unit @ unit.T
+    distance = (distance + distance.T) / 2  # a matrix product need not be symmetric to the last bit
     n = len(features)
     nearest = [min(distance[i, j] for j in range(n) if j != i) for i in range(n)]
     kept = [int(np.argmax(nearest))]

@@ -32,7 +32,8 @@ class DivPrune(Allocator):
             similarity.masked_fill_(~valid[:, None], -2)
         nearest = similarity.amax(dim=2).masked_fill(~valid, torch.inf)
         rows, first_row = similarity.flatten(0, 1), torch.arange(len(x), device=x.device) * x.shape[1]
-        kept = [nearest.argmin(dim=1)]
+        alike = 16 * torch.finfo(nearest.dtype).eps  # two that are each other's nearest differ by rounding alone
+        kept = [(nearest <= nearest.amin(dim=1, keepdim=True) + alike).int().argmax(dim=1)]
         nearest = torch.full_like(nearest, -2).masked_fill(~valid, torch.inf)
         for _ in range(1, budget):
             torch.maximum(nearest, rows.index_select(0, first_row + kept[-1]), out=nearest)
