@@ -37,6 +37,61 @@ class Step:
         return Allocation.from_dict(self.allocation)
 
 
+WAYS = ("propositional", "perspectival", "participatory")
+TERMS = ("relevant", "explore", "diversify")
+STATES = ("scope", "tempering", "prioritization")
+
+
+@dataclass(frozen=True)
+class Realization:
+    """Why `relevance` spent its tokens as it did. (N,): one value for each token.
+
+    ways: (N,) each, in [0, 1]. mix: the weight of each way in the field; sums to 1. field: (N,), the relevance; sums
+    to 1. terms: (N,) each, the parts of a token's weight; all of them together sum to 1. detail: (N,), how far a token
+    is from the mean of the image, as a multiple of the average. states: in [0, 1]. drives: of each state, what pulls
+    it to 1 and what pulls it to 0. fixed: the states that were given, not driven. transjectivity: the share of the
+    relevance that belongs to neither the image nor the question alone; None where nothing was asked. line: the tokens
+    in an order in which every region is an interval. cuts: places in it, the first made first: with K tokens, line is
+    cut before each of the first K - 1 of them, at the states above.
+    """
+
+    ways: dict[str, tuple[float, ...]]
+    mix: dict[str, float]
+    field: tuple[float, ...]
+    terms: dict[str, tuple[float, ...]]
+    detail: tuple[float, ...]
+    states: dict[str, float]
+    drives: dict[str, tuple[float, float]]
+    fixed: tuple[str, ...]
+    transjectivity: float | None
+    line: tuple[int, ...]
+    cuts: tuple[int, ...]
+
+    @property
+    def image_only(self) -> bool:
+        """Whether nothing was asked, so that relevance is the image's alone."""
+        return self.transjectivity is None
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """From JSON's lists. Raises KeyError, TypeError or ValueError where it is none."""
+        many = {name: {key: tuple(value) for key, value in data.pop(name).items()} for name in ("ways", "terms", "drives")}
+        flat = {name: tuple(data.pop(name)) for name in ("field", "detail", "fixed", "line", "cuts")}
+        return cls(**many, **flat, **data)
+
+    def _check(self, n: int) -> None:
+        """Raise ValueError where it does not fit n tokens."""
+        maps = (*self.ways.values(), *self.terms.values(), self.field, self.detail)
+        if any(len(values) != n for values in maps) or set(self.ways) != set(WAYS) or set(self.terms) != set(TERMS):
+            raise ValueError("the maps of a realization must have a value for each token")
+        if set(self.states) != set(STATES) or not all(0 <= state <= 1 for state in self.states.values()):
+            raise ValueError("the states of a realization must be in [0, 1]")
+        if len(set(self.line)) != len(self.line) or any(slot not in range(n) for slot in self.line):
+            raise ValueError("the line of a realization must name tokens, each once")
+        if sorted(self.cuts) != list(range(1, len(self.line))):
+            raise ValueError("the cuts of a realization must come between all tokens of its line")
+
+
 @dataclass(frozen=True)
 class Look:
     """One allocator's answer to one question.
@@ -44,6 +99,7 @@ class Look:
     question: an index into `Record.questions`. budget: tokens asked for. seconds: to decide.
     nearest_quarter: the share of the budget spent on the quarter of the image nearest to the question.
     macs: multiply-accumulates of the language model's prefill with all tokens and with those left.
+    realization: why, where the allocator can say.
     """
 
     question: int
@@ -57,6 +113,7 @@ class Look:
     macs_before: int
     macs_after: int
     steps: tuple[Step, ...]
+    realization: Realization | None = None
 
     @property
     def allocation(self) -> Allocation:
@@ -148,7 +205,8 @@ class Record:
             looks = []
             for look in data.pop("looks"):
                 steps = tuple(Step(**step) for step in look.pop("steps"))
-                looks.append(Look(**look, steps=steps))
+                why = look.pop("realization", None)
+                looks.append(Look(**look, steps=steps, realization=why and Realization.from_dict(why)))
             picture = data.pop("picture")
             picture["notes"] = tuple(picture["notes"])
             for name in ("boxes", "relevance"):
@@ -174,6 +232,8 @@ class Record:
                 raise ValueError(f"the look of {look.allocator} fits neither the questions nor the tokens")
             if look.steps[0].allocation["n_in"] != n:
                 raise ValueError(f"the look of {look.allocator} reads {look.steps[0].allocation['n_in']} of {n} tokens")
+            if look.realization is not None:
+                look.realization._check(n)
         for answer in self.answers:
             answer._check()
 
