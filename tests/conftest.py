@@ -11,7 +11,7 @@ assert SPEC is not None
 assert SPEC.origin is not None
 # not the allocators' base class, which answers for wrong types itself
 ALLOCATORS = [f"allocate.{file.stem}" for file in (Path(SPEC.origin).parent / "allocate").glob("[a-z]*.py")]
-CHECKED = ["tokens", "reading", "anchors", "allocation", "eyes", *ALLOCATORS]
+CHECKED = ["relevance", "tokens", "reading", "anchors", "allocation", "eyes", *ALLOCATORS]
 hook = install_import_hook([f"regard.{name}" for name in CHECKED], "beartype.beartype")
 
 

@@ -76,7 +76,7 @@ def _looks(
     decided: dict[tuple[str, int | None], tuple[Allocation, float]] = {}
     for number, question in enumerate(asked):
         for name, allocator in zip(_names(allocators), allocators, strict=True):
-            key = (name, number if "question" in allocator.needs else None)
+            key = (name, number if "question" in (*allocator.needs, *allocator.uses) else None)
             if key not in decided:
                 progress(f"decide: {name}")
                 decided[key] = _decide(tokens, question, allocator, budget)

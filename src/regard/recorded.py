@@ -14,6 +14,7 @@ import PIL.Image
 import torch
 
 from regard import __version__
+from regard.allocate import Explains
 from regard.allocation import Allocation
 from regard.cost.language import LanguageModel
 from regard.images import load_image_with_notes
@@ -38,11 +39,13 @@ def look_of(
     prompt_tokens: int,
     steps: Sequence[tuple[int, Allocation]] = (),
     read: Sequence[int] | None = None,
+    asked: bool = True,
 ) -> Look:
     """One allocator's answer to question `number`, for tokens of one image. prompt_tokens: all others of the prompt.
 
     steps: (from layer of the language model, Allocation) where `allocation` is their composition. read: tokens of the
-    whole prompt that each layer reads, by default this image's that are left and all others.
+    whole prompt that each layer reads, by default this image's that are left and all others. asked: False where the
+    question is a stand-in for none.
     """
     n, kept = int(tokens.valid.sum()), int(allocation.valid.sum())
     steps = steps or ((0, allocation),)
@@ -60,6 +63,9 @@ def look_of(
         macs_before=model.prefill_macs(n + prompt_tokens),
         macs_after=model.prefill_macs_of_layers(list(read)),
         steps=tuple(Step(layer, step.to_dict()) for layer, step in steps),
+        realization=allocator.explain(tokens, question if asked else None, budget)
+        if isinstance(allocator, Explains)
+        else None,
     )
 
 

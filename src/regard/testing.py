@@ -93,7 +93,8 @@ def case(allocator: Allocates, draw: Draw) -> Case:
             return hot * 2.0 ** torch.randint(-1, 2, (*shape[:-1], 1), generator=generator)
         return torch.randn(*shape, generator=generator)
 
-    needs = getattr(allocator, "needs", ())
+    uses = getattr(allocator, "uses", ()) if draw.seed % 3 else ()  # what is optional is there, or is not
+    needs = (*getattr(allocator, "needs", ()), *uses)
     mask = torch.rand(batch, n, generator=generator) < draw.masked
     tokens = VisualTokens.from_grid(
         values(batch, n, 13),

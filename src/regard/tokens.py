@@ -34,14 +34,18 @@ class Question:
 
     features: (B, T, E) in the space of `VisualTokens.aligned`, or of `features` where there is no `aligned`.
     mask: (B, T), True where a question token is real. text: the words, for records and pictures.
+    reference: (M, E), other questions in the same space, the same for the whole batch: what is asked for on average,
+    to tell what this question asks for.
     """
 
     features: Float[Tensor, "b t e"]
     mask: Bool[Tensor, "b t"] | None = None
     text: str | None = None
+    reference: Float[Tensor, "m e"] | None = None
 
     def __post_init__(self) -> None:
         _expect("question features", self.features, None, None, None)
+        _expect("reference questions", self.reference, None, self.features.shape[2])
         _expect("question mask", self.mask, *self.features.shape[:2])
         if self.mask is not None and (self.mask.dtype != torch.bool or not bool(self.mask.any(dim=1).all())):
             raise ShapeError("question mask must be of dtype bool (True = real), with a real token in each question")
@@ -56,7 +60,8 @@ class Question:
     def to(self, device: torch.device) -> "Question":
         """The same questions on another device."""
         mask = None if self.mask is None else self.mask.to(device)
-        return replace(self, features=self.features.to(device), mask=mask)
+        reference = None if self.reference is None else self.reference.to(device)
+        return replace(self, features=self.features.to(device), mask=mask, reference=reference)
 
     def images(self, rows: Int[Tensor, " r"]) -> "Question":
         """The same questions for a part of the batch."""

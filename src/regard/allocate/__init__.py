@@ -11,20 +11,14 @@ from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
 from typing import Any
 
-from regard.allocate._base import (
-    Allocates,
-    Allocator,
-    check_amount,
-    checked_budget,
-    checked_keep,
-    missing_needs,
-    top_slots,
-)
+from regard.allocate._base import Allocates, Allocator, Explains, missing_needs, top_slots
+from regard.amount import check_amount, checked_budget, checked_keep
 from regard.errors import ModelError
 
 __all__ = [
     "Allocates",
     "Allocator",
+    "Explains",
     "catalogue",
     "check_amount",
     "checked_budget",

@@ -1,6 +1,5 @@
 """The rules that every allocator keeps, and the steps they share."""
 
-import operator
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, final
@@ -10,8 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from regard.allocation import Allocation
-from regard.errors import BudgetError, DataError, ShapeError
+from regard.amount import checked_budget
+from regard.errors import DataError, ShapeError
 from regard.reading import Grouped, Mixed, Reading, Selected
+from regard.record import Realization
 from regard.tokens import Question, VisualTokens
 
 
@@ -21,15 +22,25 @@ class Allocates(Protocol):
     def allocate(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation: ...
 
 
+class Explains(ABC):
+    """An allocator that can say why."""
+
+    @abstractmethod
+    def explain(self, tokens: VisualTokens, question: Question | None, budget: int) -> Realization:
+        """What led to the decision about one image (B = 1), as plain data."""
+
+
 @dataclass(frozen=True)
 class Allocator(ABC):
     """Decides how a budget of tokens reads the tokens of an image; knows no model. A subclass writes `decide`.
 
     needs: what `decide` uses beyond features and boxes: "question", "aligned", "keys", "grid", "segment",
-    "scores:NAME". Parameters are fields of the (frozen) dataclass.
+    "scores:NAME". uses: what it takes where it is there, and does without where it is not. Parameters are fields of
+    the (frozen) dataclass.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
@@ -110,34 +121,6 @@ class Allocator(ABC):
         if bool(bad.any()):
             image, slot = (int(i) for i in bad.nonzero()[0])
             raise DataError(f"{self.name}: {what} of image {image} is not finite at token {slot}: mend or mask it")
-
-
-def checked_budget(budget: int) -> int:
-    """The budget as an int of at least 1. Raises BudgetError."""
-    try:
-        tokens = operator.index(budget)
-    except TypeError:
-        raise BudgetError(f"the budget must be a whole number of tokens, got {budget!r}") from None
-    if isinstance(budget, bool) or tokens < 1:
-        raise BudgetError(f"the budget must be at least 1 token, got {budget!r}")
-    return tokens
-
-
-def checked_keep(keep: float) -> float:
-    """The fraction of tokens to keep, over 0 and at most 1. Raises BudgetError."""
-    if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1:
-        raise BudgetError(f"the fraction to keep must be over 0 and at most 1, got {keep!r}")
-    return keep
-
-
-def check_amount(budget: int | None, keep: float | None) -> None:
-    """Raise BudgetError where both are given, or one is none."""
-    if budget is not None and keep is not None:
-        raise BudgetError("give a budget in tokens or a fraction to keep, and not both")
-    if budget is not None:
-        checked_budget(budget)
-    if keep is not None:
-        checked_keep(keep)
 
 
 def missing_needs(needs: tuple[str, ...], tokens: VisualTokens, question: Question | None) -> list[str]:

@@ -48,7 +48,7 @@ def _root(
 
 @app.command("list")
 def list_names(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the allocators: each is a way of spending a token budget."""
+    """List the allocators: each is a way of spending a token budget; what it can do without is in brackets."""
     from regard.allocate import catalogue, load
 
     rows = []
@@ -56,10 +56,11 @@ def list_names(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.
         try:
             allocator = load(name)
         except ModelError as error:
-            rows.append({"name": name, "needs": [], "what": str(error)})
+            rows.append({"name": name, "needs": [], "uses": [], "what": str(error)})
             continue
         first = (type(allocator).__doc__ or "").strip().splitlines()[:1]
-        rows.append({"name": name, "needs": list(allocator.needs), "what": first[0] if first else ""})
+        needs, uses = list(allocator.needs), list(allocator.uses)
+        rows.append({"name": name, "needs": needs, "uses": uses, "what": first[0] if first else ""})
     if as_json:
         typer.echo(json.dumps(rows))
         return
@@ -67,7 +68,8 @@ def list_names(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.
 
     grid = Table("allocator", "needs", "what it does", header_style="bold")
     for row in rows:
-        grid.add_row(row["name"], ", ".join(row["needs"]) or "-", row["what"])
+        wants = [*row["needs"], *(f"({use})" for use in row["uses"])]
+        grid.add_row(row["name"], ", ".join(wants) or "-", row["what"])
     Console().print(grid)
 
 

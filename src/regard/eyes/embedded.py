@@ -116,8 +116,15 @@ class EmbeddedEye:
             )
         if not re.search("[A-Za-z]", text):
             raise DataError(f"the embedded eye knows English only, the question is {text!r}: ask in English")
-        likeness = self._classes @ self._text.embed(_asked_for(text))
-        return Question((likeness / _TEMPERATURE).softmax(dim=0)[None, None], text=text)
+        return Question(self._weights(self._text.embed(_asked_for(text)))[None, None], text=text, reference=self._others)
+
+    def _weights(self, words: Float[Tensor, "... 384"]) -> Float[Tensor, "... 1000"]:
+        return (words @ self._classes.T / _TEMPERATURE).softmax(dim=-1)
+
+    @cached_property
+    def _others(self) -> Float[Tensor, "64 1000"]:
+        """Reference questions: every 16th or so of the classes, asked for by its own words."""
+        return self._weights(self._classes[torch.linspace(0, len(self._classes) - 1, 64).long()])
 
 
 def _asked_for(question: str) -> str:

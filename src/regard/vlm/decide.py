@@ -16,13 +16,15 @@ from regard.vlm.family import Layout
 EVERYTHING = ("question", "keys", "scores:attention")  # for an object that does not say what it needs
 
 
-def needs_of(allocator: Allocates) -> tuple[str, ...]:
-    """What an allocator asks for beyond features and boxes; everything where it does not say."""
+def needs_of(allocator: Allocates) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What an allocator asks for beyond features and boxes, and what it takes where it is there: everything where it
+    does not say.
+    """
     needs = getattr(allocator, "needs", None)
     if isinstance(allocator, type) or not callable(getattr(allocator, "allocate", None)):
         got = f"the class {allocator.__name__}" if isinstance(allocator, type) else type(allocator).__name__
         raise ModelError(f"expected the name of an allocator or an object with allocate(...), got {got}")
-    return EVERYTHING if needs is None else needs
+    return ((), EVERYTHING) if needs is None else (needs, getattr(allocator, "uses", ()))
 
 
 def image_tokens(flat: Tensor, layouts: Sequence[Layout], maps: dict[str, Tensor], aligned: bool) -> list[VisualTokens]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from regard.errors import DataError, ModelError
@@ -15,6 +15,9 @@ from regard.tokens import Question
 from regard.vlm.columns import Columns
 from regard.vlm.family import Run
 from regard.vlm.opened import Opened
+
+
+_REFERENCES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +100,7 @@ def asked(
                 raise DataError("a prompt has no text to compare the image with: give question='...'")
             return None, ("",) * rows
         columns = Columns.kept(text, pad_left=False)
-        found = Question(_embedded(vlm, columns.gather(prompt.ids)), columns.mask)
+        found = Question(_embedded(vlm, columns.gather(prompt.ids)), columns.mask, reference=_words(vlm))
     elif isinstance(question, Question):
         found, texts = question, [question.text or "the question"]
     else:
@@ -127,11 +130,21 @@ def in_words(vlm: Opened, texts: list[str], processor: Any, sign: int) -> Questi
     ids = [torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in ids], batch_first=True)
     padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-    return _signed(Question(_embedded(vlm, padded.to(vlm.device)), mask.to(vlm.device)), sign)
+    asked = Question(_embedded(vlm, padded.to(vlm.device)), mask.to(vlm.device), reference=_words(vlm))
+    return _signed(asked, sign)
+
+
+def _words(vlm: Opened) -> Float[Tensor, "m d"]:
+    """Reference questions of one word each, spread evenly over the vocabulary, as `_embedded`."""
+    size = vlm.model.get_input_embeddings().weight.shape[0]  # pyright: ignore
+    return _embedded(vlm, torch.linspace(0, size - 1, min(_REFERENCES, size)).long().to(vlm.device))
 
 
 def _signed(question: Question, sign: int) -> Question:
-    return question if sign == 1 else replace(question, features=-question.features)
+    if sign == 1:
+        return question
+    reference = None if question.reference is None else -question.reference
+    return replace(question, features=-question.features, reference=reference)
 
 
 def tokenizer_of(vlm: Opened, processor: Any) -> Any:
@@ -151,7 +164,7 @@ def tokenizer_of(vlm: Opened, processor: Any) -> Any:
 
 
 def _embedded(vlm: Opened, ids: Tensor) -> Tensor:
-    """Unit vectors of the language model's input embeddings: (B, T) -> (B, T, D)."""
+    """Unit vectors of the language model's input embeddings: (...) -> (..., D)."""
     with torch.no_grad():
         return F.normalize(vlm.model.get_input_embeddings()(ids).float(), dim=-1)  # pyright: ignore[reportCallIssue]
 

@@ -19,7 +19,7 @@ from regard.allocation import Allocation
 from regard.errors import DataError
 from regard.tokens import Question
 from regard.vlm.columns import Columns, dense_ranks, pads_left
-from regard.vlm.decide import EVERYTHING, budgets_of, decided, image_tokens, needs_of
+from regard.vlm.decide import budgets_of, decided, image_tokens, needs_of
 from regard.vlm.encoder import encoded_with_maps
 from regard.vlm.family import Layout, counted
 from regard.vlm.opened import Clock, Opened, caution, checked_inputs, opened, window_of
@@ -59,7 +59,7 @@ def shorten(
         raise DataError(f"positions must be 'original' or 'compact' and sign 1 or -1, got {positions!r} and {sign!r}")
     given = checked_inputs(vlm, inputs)
     chosen = load(allocator) if isinstance(allocator, str) else allocator
-    needs = needs_of(chosen)
+    needs, uses = needs_of(chosen)
     clock = Clock(given["input_ids"].device)
     prompt = Prompt.of(vlm, given)
     layouts = vlm.family.layouts(vlm.base, given, prompt.runs())
@@ -69,11 +69,11 @@ def shorten(
     budgets = budgets_of(counts, budget, keep)
     full = _positions(vlm, given, prompt)
     ask = partial(asked, vlm, prompt, spans, question, sign, processor)
-    compares = bool({"question", "aligned"} & set(needs))
-    heard = ask(must=needs is not EVERYTHING)[0] if compares else None
+    compares = bool({"question", "aligned"} & {*needs, *uses})
+    heard = ask(must=bool({"question", "aligned"} & set(needs)))[0] if compares else None
     clock.lap("place")
 
-    output, planes, maps = _encoded(vlm, given, layouts, needs, clock)
+    output, planes, maps = _encoded(vlm, given, layouts, (*needs, *uses), clock)
     images = image_tokens(planes[0].detach(), layouts, maps, aligned=compares)
     allocations = decided(images, rows, None if heard is None else heard.to(planes[0].device), chosen, budgets)
     clock.lap("decide")

@@ -166,6 +166,7 @@ class Shortened(Mapping[str, Any]):
             model=model,
             prompt_tokens=self._lengths[decision.row] - decision.allocation.n_in,
             read=[int(self.mask[decision.row].sum())] * model.layers,
+            asked=question is not None,
         )
         return Record(
             picture=blank_picture(f"image {number + 1}", tokens.grid) if pictures is None else pictures[number],

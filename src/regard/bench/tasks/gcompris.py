@@ -3,14 +3,8 @@
 The package is fetched with `apt-get download`, or given as a file; its hash is checked before anything in it is read.
 """
 
-import hashlib
 import io
-import lzma
-import os
 import struct
-import subprocess
-import tarfile
-import tempfile
 import zlib
 from collections.abc import Iterator
 from functools import cache
@@ -19,10 +13,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from regard.bench.tasks.debian import Package
 from regard.errors import DataError
 
-PACKAGE = "gcompris-qt-data=3.1-2"
-SHA256 = "e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f"
+PACKAGE = Package("gcompris-qt-data", "3.1-2", "e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f")
 
 _ACTIVITIES = "/gcompris/src/activities"
 _ANIMALS = {
@@ -71,16 +65,24 @@ def photos(half: str, package: Path | None = None) -> Photos:
         for path, data in resources(folder[f"{file}.rcc"]):
             if path.startswith(prefix) and path.endswith(".webp"):
                 stem = path.removeprefix(prefix).removesuffix(".webp")
-                found.append(Photo(_RENAMED.get(stem, stem.replace("_", " ")), path, _middle(data)))
+                found.append(Photo(_RENAMED.get(stem, stem.replace("_", " ")), path, _square(_rgb(data))))
     found.sort(key=lambda photo: photo[:2])
     order = {kin: place for place, kin in enumerate(sorted({photo.kin for photo in found}))}
     odd = half == "report"
-    scenes = sorted(
+    return Photos(
+        [p for p in found if order[p.kin] % 2 == odd], [_square(photo) for photo in monuments(half, package).values()]
+    )
+
+
+@cache
+def monuments(half: str, package: Path | None = None) -> dict[str, Image.Image]:
+    """The whole photos of the half's monuments, RGB, by the names of their files."""
+    pages = sorted(
         (path, data)
-        for path, data in resources(folder["explore_monuments.rcc"])
+        for path, data in resources(_unpacked(package)["explore_monuments.rcc"])
         if path.endswith(".webp") and "/1." not in path and "/2." not in path  # not the two maps
     )
-    return Photos([p for p in found if order[p.kin] % 2 == odd], [_middle(data) for _, data in scenes[odd::2]])
+    return {Path(path).stem: _rgb(data) for path, data in pages[half == "report" :: 2]}
 
 
 def resources(blob: bytes) -> Iterator[tuple[str, bytes]]:
@@ -109,8 +111,12 @@ def resources(blob: bytes) -> Iterator[tuple[str, bytes]]:
         yield here, zlib.decompress(body[4:]) if flags & 1 else body
 
 
-def _middle(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data)).convert("RGB")
+def _rgb(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def _square(image: Image.Image) -> Image.Image:
+    """Its middle."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
@@ -119,46 +125,5 @@ def _middle(data: bytes) -> Image.Image:
 @cache
 def _unpacked(package: Path | None) -> dict[str, bytes]:
     """The .rcc files of the package, by name."""
-    deb = _checked((package or _fetched()).read_bytes())
-    return {
-        Path(member.name).name: content.read()
-        for tar in [tarfile.open(fileobj=io.BytesIO(lzma.decompress(_member(deb, b"data.tar.xz"))))]
-        for member in tar
-        if member.name.endswith(".rcc") and (content := tar.extractfile(member)) is not None
-    }
-
-
-def _checked(deb: bytes) -> bytes:
-    got = hashlib.sha256(deb).hexdigest()
-    if got != SHA256:
-        raise DataError(f"{PACKAGE} has the SHA-256 {got[:16]}..., expected {SHA256[:16]}...: get that version")
-    return deb
-
-
-def _member(archive: bytes, name: bytes) -> bytes:
-    """One member of an ar archive, which a .deb is."""
-    at = 8
-    while at < len(archive):
-        head, size = archive[at : at + 60], int(archive[at + 48 : at + 58])
-        if head[:16].strip().rstrip(b"/") == name:
-            return archive[at + 60 : at + 60 + size]
-        at += 60 + size + size % 2
-    raise DataError(f"the package has no {name.decode()}")
-
-
-def _fetched() -> Path:
-    """The package in the user's cache folder, downloaded by apt-get if it is not there."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regard"
-    target = folder / f"gcompris-{SHA256[:16]}.deb"
-    if target.exists():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        try:
-            subprocess.run(["apt-get", "download", "-qq", PACKAGE], cwd=place, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise DataError(
-                f"apt-get cannot download {PACKAGE}: on Debian 12 run apt-get update; elsewhere give it as --deb"
-            ) from error
-        next(Path(place).glob("*.deb")).replace(target)
-    return target
+    files = PACKAGE.files(lambda path: path.endswith(".rcc"), package)
+    return {Path(path).name: content for path, content in files.items()}

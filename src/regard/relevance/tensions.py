@@ -1,0 +1,145 @@
+"""Three opponents, each a state in [0, 1] between two poles, held by two antagonist drives.
+
+scope: 0 compress .. 1 particularize. tempering: 0 exploit .. 1 explore. prioritization: 0 focus .. 1 diversify.
+A state is A^2 / (A^2 + B^2) of its drives A (to 1) and B (to 0), moved by a learned correction that is 0 at first, or
+what the user says. Everything downstream is affine in each state, so moving one moves its stated quantity one way only
+(the exchange theorem, docs/relevance.md).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from regard.errors import DataError
+from regard.relevance.ways import entropy
+
+State = float | Literal["auto"]
+NAMES = ("scope", "tempering", "prioritization")
+_LEAST = 0.05  # of a drive, so that no state is ever held by one side alone
+
+
+class Tensions(nn.Module):
+    """From drives to states. The correction reads the logarithms of all six drives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.correction = nn.Linear(6, 3)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)
+
+    def forward(self, drives: Float[Tensor, "b 3 2"], given: Sequence[State]) -> Float[Tensor, "b 3"]:
+        """States (B, 3) in [0, 1]: increasing in a state's first drive and decreasing in its second where the
+        correction is 0. given: a number for a state that is fixed, else "auto".
+        """
+        logs = drives.double().log()
+        moved = torch.nn.functional.linear(
+            logs.flatten(1), self.correction.weight.double(), self.correction.bias.double()
+        )
+        states = (2 * (logs[..., 0] - logs[..., 1]) + moved).sigmoid()
+        fixed = [torch.full_like(states[:, 0], value) if value != "auto" else None for value in given]
+        columns = [states[:, i] if value is None else value for i, value in enumerate(fixed)]
+        return torch.stack(columns, dim=1)
+
+
+def checked_state(name: str, value: object) -> State:
+    """The state as it is. Raises DataError where it is neither "auto" nor a number in [0, 1]."""
+    if value == "auto":
+        return "auto"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise DataError(f"{name} must be 'auto' or a number from 0 to 1, got {value!r}")
+    return float(value)
+
+
+def drives(
+    field: Float[Tensor, "b r"],
+    z: Float[Tensor, "b 3 r"],
+    detail: Float[Tensor, "b r"],
+    scarcity: Float[Tensor, " b"],
+    valid: Bool[Tensor, "b r"],
+    uncertainty: Float[Tensor, " b"] | None = None,
+) -> Float[Tensor, "b 3 2"]:
+    """The antagonists of each tension, over 0.
+
+    scope: the relevant detail that the floor cannot hold (1: as much as there is on average) against the scarcity of
+    tokens (1: only the floor can be paid, 0: all can). tempering: uncertainty, in [0, 1] (of a pass before; at first
+    the disagreement of the ways, a standard deviation in fours, under the field) against the field's certainty, 1 less
+    its entropy over an even field's. prioritization: the effective share of regions that are relevant, exp(entropy) / R,
+    against its complement.
+    detail: (B, R), what the floor loses of each region, 1 on average. scarcity: (B,), in [0, 1].
+    """
+    regions = valid.sum(dim=1).clamp(min=1).double()
+    h = entropy(field)
+    unresolved = (field * detail).sum(dim=1)
+    if uncertainty is None:
+        uncertainty = (field * disagreement(z)).sum(dim=1) / 4
+    spread = h.exp() / regions
+    certainty = 1 - h / regions.log().clamp(min=1e-9)
+    pairs = torch.stack(
+        (unresolved, scarcity, uncertainty.to(h.dtype), certainty, spread, 1 - spread), dim=1
+    )
+    return pairs.clamp(min=0).unflatten(1, (3, 2)) + _LEAST
+
+
+def disagreement(z: Float[Tensor, "b 3 r"]) -> Float[Tensor, "b r"]:
+    """The standard deviation of the three ways' scores at each region."""
+    return z.var(dim=1, unbiased=False).clamp(min=1e-12).sqrt()
+
+
+def explore(z: Float[Tensor, "b 3 r"], visits: Float[Tensor, "b r"], valid: Bool[Tensor, "b r"]) -> Float[Tensor, "b r"]:
+    """Where the ways disagree and nothing was spent before (inhibition of return): sqrt(var + 0.05) /
+    sqrt(1 + visits), sum 1.
+    """
+    return shares((z.var(dim=1, unbiased=False) + 0.05).sqrt() / (1 + visits).sqrt(), valid)
+
+
+def diversify(
+    area: Float[Tensor, "b r"], novel: Float[Tensor, "b r"], valid: Bool[Tensor, "b r"]
+) -> Float[Tensor, "b r"]:
+    """By area and by novelty, whatever was asked, sum 1."""
+    return shares(area * (novel + _LEAST), valid)
+
+
+def novelty(x: Float[Tensor, "b r d"], valid: Bool[Tensor, "b r"], pivots: int = 8) -> Float[Tensor, "b r"]:
+    """What of each region's descriptor a few others cannot tell, in [0, 1]: the residual of a pivoted Cholesky
+    factorisation of their cosines after `pivots` steps, its square root. A region that holds nothing has none.
+    """
+    x = x.detach().double()
+    length = torch.linalg.vector_norm(x, dim=2)
+    length = torch.where(length > 0, length, torch.inf)
+    left = (length.isfinite() & valid).to(x.dtype)
+    factors: list[Tensor] = []
+    for _ in range(min(pivots, x.shape[1])):
+        pick = left.argmax(dim=1, keepdim=True)
+        pivot = x.gather(1, pick[..., None].expand(-1, -1, x.shape[2]))
+        column = torch.bmm(x, pivot.transpose(1, 2)).squeeze(2) / length / length.gather(1, pick)
+        for factor in factors:
+            column = column - factor * factor.gather(1, pick)
+        own = left.gather(1, pick)
+        factors.append(torch.where(own > 1e-9, column * own.clamp(min=1e-9).rsqrt(), 0))
+        left = (left - factors[-1].square()).clamp(min=0)
+    return left.sqrt().masked_fill(~valid, 0)
+
+
+def weights(
+    states: Float[Tensor, "b 3"],
+    field: Float[Tensor, "b r"],
+    exploring: Float[Tensor, "b r"],
+    diverse: Float[Tensor, "b r"],
+) -> Float[Tensor, "b 3 r"]:
+    """The three terms of each region's weight: (1 - d)(1 - e) field, (1 - d) e exploring and d diverse, for tempering e
+    and prioritization d. All terms together sum to 1.
+    """
+    _, temper, priority = states.unbind(dim=1)
+    parts = torch.stack(((1 - priority) * (1 - temper), (1 - priority) * temper, priority), dim=1)
+    return parts[..., None] * torch.stack((field, exploring, diverse), dim=1)
+
+
+def shares(x: Float[Tensor, "b r"], valid: Bool[Tensor, "b r"]) -> Float[Tensor, "b r"]:
+    """In proportion, sum 1; even where all is 0."""
+    x = x.masked_fill(~valid, 0)
+    total = x.sum(dim=1, keepdim=True)
+    even = valid.to(x.dtype) / valid.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.where(total > 0, x / torch.where(total > 0, total, 1), even)
