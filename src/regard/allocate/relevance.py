@@ -1,0 +1,61 @@
+"""Relevance realization at grid scale: regions of one token, four or sixteen, as fine as the question needs them.
+
+Three ways of knowing make a field, three tensions weigh it, and the budget cuts a quadtree where cutting is worth most
+(regard.relevance, docs/relevance.md). With no question the relevance is the image's alone.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from regard.allocate._base import Allocator, Explains
+from regard.allocation import Allocation
+from regard.record import Realization
+from regard.relevance.realizer import Realized, Realizer
+from regard.relevance.tensions import State, checked_state
+from regard.tokens import Question, VisualTokens
+
+
+@dataclass(frozen=True)
+class Relevance(Allocator, Explains):
+    """Average the tokens of regions that are small where the question needs detail.
+
+    scope: 0 compress .. 1 particularize. tempering: 0 exploit .. 1 explore. prioritization: 0 focus .. 1 diversify.
+    Each is a number, or "auto": what the scene, the question and the budget drive it to. realizer: a trained one.
+    """
+
+    needs = ("grid",)
+    uses = ("question",)
+    scope: State = "auto"
+    tempering: State = "auto"
+    prioritization: State = "auto"
+    realizer: Realizer = field(default_factory=Realizer, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("scope", "tempering", "prioritization"):
+            checked_state(name, getattr(self, name))
+
+    def decide(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation:
+        return self._realized(tokens, question, budget).allocation
+
+    def explain(self, tokens: VisualTokens, question: Question | None, budget: int) -> Realization:
+        likeness = None
+        if question is not None:
+            with torch.no_grad():
+                likeness = self.realizer.participatory.likeness(tokens, question)
+        given = (self.scope, self.tempering, self.prioritization)
+        return self._realized(tokens, question, budget).record(question, likeness, given)
+
+    @torch.no_grad()
+    def _realized(self, tokens: VisualTokens, question: Question | None, budget: int) -> Realized:
+        self.check_finite("features", tokens.features, tokens.valid)
+        if question is not None and tokens.aligned is not None:
+            self.check_finite("aligned", tokens.aligned, tokens.valid)
+        return self.realizer(
+            tokens,
+            question,
+            budget,
+            scope=self.scope,
+            tempering=self.tempering,
+            prioritization=self.prioritization,
+        )
