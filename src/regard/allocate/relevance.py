@@ -11,8 +11,10 @@ import torch
 from regard.allocate._base import Allocator, Explains
 from regard.allocation import Allocation
 from regard.record import Realization
-from regard.relevance.realizer import Realized, Realizer
-from regard.relevance.tensions import State, checked_state
+from regard.relevance.realized import Realized
+from regard.relevance.realizer import Realizer
+from regard.relevance.tensions import State, States
+from regard.relevance.ways import transjectivity
 from regard.tokens import Question, VisualTokens
 
 
@@ -32,30 +34,25 @@ class Relevance(Allocator, Explains):
     realizer: Realizer = field(default_factory=Realizer, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("scope", "tempering", "prioritization"):
-            checked_state(name, getattr(self, name))
+        self._states()
 
     def decide(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation:
         return self._realized(tokens, question, budget).allocation
 
     def explain(self, tokens: VisualTokens, question: Question | None, budget: int) -> Realization:
-        likeness = None
+        shared = None
         if question is not None:
             with torch.no_grad():
                 likeness = self.realizer.participatory.likeness(tokens, question)
-        given = (self.scope, self.tempering, self.prioritization)
-        return self._realized(tokens, question, budget).record(question, likeness, given)
+            shared = float(transjectivity(*likeness, tokens.valid)[0])
+        return self._realized(tokens, question, budget).record(shared, self._states().fixed)
+
+    def _states(self) -> States:
+        return States(self.scope, self.tempering, self.prioritization)
 
     @torch.no_grad()
     def _realized(self, tokens: VisualTokens, question: Question | None, budget: int) -> Realized:
         self.check_finite("features", tokens.features, tokens.valid)
         if question is not None and tokens.aligned is not None:
             self.check_finite("aligned", tokens.aligned, tokens.valid)
-        return self.realizer(
-            tokens,
-            question,
-            budget,
-            scope=self.scope,
-            tempering=self.tempering,
-            prioritization=self.prioritization,
-        )
+        return self.realizer(tokens, question, budget, self._states())

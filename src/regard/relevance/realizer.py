@@ -1,138 +1,20 @@
-"""Realising relevance: three ways make a field, three tensions weigh it, a budget cuts regions where it is worth most.
-
-At grid scale a region is an interval of a quadtree's line (quadtree.py), one output token whatever its size, the
-average of its tokens; K tokens are the first K - 1 cuts. Cutting a region is worth, for its weight W,
-
-    (1 - scope) W log(n / n') / log N  +  scope W / n E / (mean squared distance from the image's mean):
-
-compressing takes more tokens to be worth the same everywhere (a concave law: the same for each halving), and
-particularizing takes them to be worth the detail E that they recover. Both sum to 1 over an even image.
-"""
-
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+"""The parameters of relevance realization, and what they make of an image and a question, at two scales."""
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from regard.allocation import Allocation
-from regard.errors import ShapeError
-from regard.record import STATES, TERMS, WAYS, Realization
-from regard.relevance import tensions, ways
+from regard.allocation import TilePlan
+from regard.amount import checked_budget
+from regard.errors import DataError
+from regard.relevance import tensions, tiles, ways
+from regard.relevance.budget import LADDER, solve
 from regard.relevance.quadtree import Quadtree
-from regard.relevance.tensions import State, Tensions, checked_state
+from regard.relevance.realized import Gaze, Realized
+from regard.relevance.tensions import Balance, States, Tensions
 from regard.relevance.ways import Field, Participatory
 from regard.tokens import Question, VisualTokens
-
-
-@dataclass(frozen=True, eq=False)
-class Gaze:
-    """What earlier looks left. fixations: (B, F, 2), x and y in [0, 1], where the last looked. visits: (B, N) >= 0,
-    what was spent. belief: (B, N), sum 1, where it found something. uncertainty: (B,), in [0, 1], of its answer.
-    """
-
-    fixations: Float[Tensor, "b f 2"] | None = None
-    visits: Float[Tensor, "b n"] | None = None
-    belief: Float[Tensor, "b n"] | None = None
-    uncertainty: Float[Tensor, " b"] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Realized:
-    """What was found and decided, readable. Regions are tokens here, (B, N), until cuts join them.
-
-    seen: (B, 3, N), the three ways. mix: (B, 3), their weights. field: (B, N), sum 1. scores: (B, 3, N), the ways'
-    robust scores. drives: (B, 3, 2), states: (B, 3): scope, tempering, prioritization. poles: (B, 3, N): the field,
-    what exploring and what diversifying would weigh by, each sum 1. detail: (B, N), squared distance from the image's
-    mean over its average. tree: every region and its cuts.
-    """
-
-    tokens: VisualTokens
-    budget: int
-    seen: Float[Tensor, "b 3 n"]
-    mix: Float[Tensor, "b 3"]
-    field: Float[Tensor, "b n"]
-    scores: Float[Tensor, "b 3 n"]
-    drives: Float[Tensor, "b 3 2"]
-    states: Float[Tensor, "b 3"]
-    poles: Float[Tensor, "b 3 n"]
-    detail: Float[Tensor, "b n"]
-    tree: Quadtree
-
-    @property
-    def terms(self) -> Float[Tensor, "b 3 n"]:
-        """The three terms of each token's weight; all together sum to 1."""
-        return tensions.weights(self.states, *self.poles.unbind(dim=1))
-
-    @cached_property
-    def worth(self) -> Float[Tensor, "3 2 m"]:
-        """What each cut on the line is worth by each pole's weights, to compress and to particularize."""
-        tree, below = self.tree, []
-        cut = torch.arange(len(tree.low), device=tree.low.device)
-        n1, n2 = (cut - tree.low).clamp(min=1).double(), (tree.high - cut).clamp(min=1).double()
-        n = n1 + n2
-        count = self.tokens.valid.sum(dim=1).clamp(min=2).double()[tree.image]
-        total = tree.energy.new_zeros(len(self.states)).scatter_add(0, tree.image, tree.energy)[tree.image]
-        recovered = tree.energy * count / torch.where(total > 0, total, 1) / n
-        for pole in self.poles.detach().unbind(dim=1):
-            w1, w2 = tree.sums(tree.along(pole))
-            general = (w1 * (n / n1).log() + w2 * (n / n2).log()) / count.log()
-            below.append(torch.stack((general, (w1 + w2) * recovered)))
-        return torch.stack(below).masked_fill(~tree.real, 0)
-
-    @property
-    def gains(self) -> Float[Tensor, " m"]:
-        """What each cut is worth, at the states: affine in each of them."""
-        states = self.states.detach()[self.tree.image]
-        scope, temper, priority = states.unbind(dim=1)
-        parts = torch.stack(((1 - priority) * (1 - temper), (1 - priority) * temper, priority))
-        sides = torch.stack((1 - scope, scope))
-        return (self.worth * parts[:, None] * sides).sum(dim=(0, 1))
-
-    @cached_property
-    def rank(self) -> Int[Tensor, " m"]:
-        """The order of the cuts in each image, the first made first; -1 where an image begins."""
-        return self.tree.order(self.gains)
-
-    def groups(self, budget: int) -> Int[Tensor, "b n"]:
-        """The output that each token goes to with `budget` tokens an image (or as many as it has), -1 where padded."""
-        made = self.rank < budget - 1
-        region = made.cumsum(0) - 1
-        region = region - region[self.tree.begin[:-1].clamp(max=len(region) - 1)][self.tree.image]
-        group = torch.full((self.field.numel(),), -1, device=region.device)
-        group[self.tree.token] = region
-        return group.view_as(self.field)
-
-    @property
-    def allocation(self) -> Allocation:
-        """Each region's average, at the budget."""
-        return Allocation.merge(self.groups(self.budget), self.budget, boxes=self.tokens.boxes)
-
-    def record(self, question: Question | None, likeness: tuple[Tensor, Tensor] | None, given: tuple) -> Realization:
-        """Of one image, as plain data. likeness: of its tokens with the words and the bank. given: the states asked for.
-
-        Raises ShapeError for more than one image.
-        """
-        if len(self.field) != 1:
-            raise ShapeError(f"a record is of one image, got {len(self.field)}: take tokens.images(...)")
-        shared = None if likeness is None else float(ways.transjectivity(*likeness, self.tokens.valid)[0])
-        order = self.rank.argsort()[1:]  # the first is the image's beginning
-        return Realization(
-            ways={name: _row(self.seen[0, i]) for i, name in enumerate(WAYS)},
-            mix={name: _short(value) for name, value in zip(WAYS, self.mix[0].tolist(), strict=True)},
-            field=_row(self.field[0]),
-            terms={name: _row(self.terms[0, i]) for i, name in enumerate(TERMS)},
-            detail=_row(self.detail[0]),
-            states={name: _short(value) for name, value in zip(STATES, self.states[0].tolist(), strict=True)},
-            drives={n: (_short(a), _short(b)) for n, (a, b) in zip(STATES, self.drives[0].tolist(), strict=True)},
-            fixed=tuple(name for name, value in zip(STATES, given, strict=True) if value != "auto"),
-            transjectivity=None if shared is None else _short(shared),
-            line=tuple(self.tree.token.tolist()),
-            cuts=tuple(order.tolist()),
-        )
 
 
 class Realizer(nn.Module, PyTorchModelHubMixin):
@@ -152,62 +34,106 @@ class Realizer(nn.Module, PyTorchModelHubMixin):
         tokens: VisualTokens,
         question: Question | None,
         budget: int,
-        *,
-        scope: State = "auto",
-        tempering: State = "auto",
-        prioritization: State = "auto",
+        states: States | None = None,
         gaze: Gaze | None = None,
     ) -> Realized:
         """Measure, balance and order; `Realized.allocation` is what the budget pays for.
 
         tokens: on a grid. question: None for a relevance that is the image's alone. budget: tokens an image, at most
-        the valid ones. Raises DataError for tokens without a grid and for a state outside [0, 1], ShapeError for a
-        question of another space.
+        the valid ones. states: by default all are left to their drives. gaze: what earlier looks left. Raises DataError
+        for tokens without a grid, ShapeError for a question of another space.
         """
-        given = (
-            checked_state("scope", scope),
-            checked_state("tempering", tempering),
-            checked_state("prioritization", prioritization),
-        )
         grid, valid, gaze = ways.needed_grid(tokens), tokens.valid, gaze or Gaze()
         x = ways.standardised(tokens)
-        seen = torch.stack(
-            (
-                ways.propositional(x, grid, valid),
-                ways.perspectival(x, grid, valid, gaze.fixations),
-                self.participatory(tokens, question),
-            ),
-            dim=1,
-        )
+        seen = self.seen(x, tokens, question, gaze)
+        square = torch.linalg.vector_norm(x, dim=2).double().square().masked_fill(~valid, 0)
+        count = valid.sum(dim=1).double()
+        scarcity = 1 - (budget - 1) / (count - 1).clamp(min=1)
+        detail = _over_mean(square, valid)
+        balance = self.balance(seen, x, valid, detail, scarcity, states or States(), gaze)
+        return Realized(tokens, budget, seen, balance, detail, Quadtree.of(x, grid, valid))
+
+    def seen(
+        self, x: Float[Tensor, "b n d"], tokens: VisualTokens, question: Question | None, gaze: Gaze
+    ) -> Float[Tensor, "b 3 n"]:
+        """The three ways, of every token. x: `standardised` features."""
+        grid, valid = ways.needed_grid(tokens), tokens.valid
+        surprise = ways.propositional(x, grid, valid)
+        salience = ways.perspectival(x, grid, valid, gaze.fixations)
+        return torch.stack((surprise, salience, self.participatory(tokens, question)), dim=1)
+
+    def balance(
+        self,
+        seen: Float[Tensor, "b 3 r"],
+        x: Float[Tensor, "b r d"],
+        valid: Bool[Tensor, "b r"],
+        detail: Float[Tensor, "b r"],
+        scarcity: Float[Tensor, " b"],
+        states: States,
+        gaze: Gaze,
+    ) -> Balance:
+        """Weigh regions. x: their descriptors. detail: what the floor loses of each, 1 on average. scarcity: (B,), 1
+        where the budget pays for the floor alone, 0 where for all.
+        """
         field, mix, scores = self.field(seen, valid)
         if gaze.belief is not None:
             field = tensions.shares((field * gaze.belief).sqrt(), valid)
-        square = torch.linalg.vector_norm(x, dim=2).double().square().masked_fill(~valid, 0)
-        detail = square / (square.sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True)).clamp(min=1e-12)
-        count = valid.sum(dim=1).double()
-        scarcity = 1 - (budget - 1) / (count - 1).clamp(min=1)
-        pulls = tensions.drives(field, scores, detail, scarcity, valid, gaze.uncertainty)
-        visits = torch.zeros_like(field) if gaze.visits is None else gaze.visits.double()
+        drives = tensions.drives(field, scores, detail, scarcity, valid, gaze.uncertainty)
+        visits = torch.zeros_like(detail) if gaze.visits is None else gaze.visits.double()
         exploring = tensions.explore(scores, visits, valid)
         diverse = tensions.diversify(valid.double(), tensions.novelty(x, valid), valid)
-        return Realized(
-            tokens,
-            budget,
-            seen,
-            mix,
-            field,
-            scores,
-            pulls,
-            self.tensions(pulls, given),
-            torch.stack((field, exploring, diverse), dim=1),
-            detail,
-            Quadtree.of(x, grid, valid),
-        )
+        poles = torch.stack((field, exploring, diverse), dim=1)
+        return Balance(field, mix, scores, drives, self.tensions(drives, states), poles)
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
+@torch.no_grad()
+def plan_tiles(
+    tokens: VisualTokens,
+    question: Question | None,
+    budget: int,
+    *,
+    layout: tuple[int, int] | None = None,
+    aspect: float | None = None,
+    states: States | None = None,
+    realizer: Realizer | None = None,
+) -> TilePlan:
+    """Cut the image into tiles and give each 64, 100, 144, 196, 256, 324 or 400 tokens, at most `budget` in all.
+
+    tokens: of the whole image, on a grid of one frame. layout: rows and columns of tiles; by default nearly square ones
+    of about 160 tokens each. aspect: the image's width over its height, by default the grid's. What the ladder cannot
+    spend (less than 76 tokens) is left. Raises BudgetError for a budget under 64 or over 400 tokens a tile.
+    """
+    grid, valid = ways.needed_grid(tokens), tokens.valid
+    if grid[0] != 1:
+        raise DataError(f"tiles are of one image, got a grid of {grid[0]} frames: plan each frame by itself")
+    budget = checked_budget(budget)
+    rows, columns = (
+        tiles.checked_layout(layout, grid) if layout else tiles.layout(grid, budget, aspect or grid[2] / grid[1])
+    )
+    realizer, count = realizer or Realizer(), rows * columns
+    tile = tiles.members(grid, rows, columns).to(valid.device).expand_as(valid)
+    tile = torch.where(valid, tile, -1)
+    x = ways.standardised(tokens)
+    seen = tiles.fullest(realizer.seen(x, tokens, question, Gaze()), tile, count)
+    there = torch.zeros(len(tile), count + 1, device=tile.device).scatter_add(1, tile % (count + 1), valid.float())
+    lost = tiles.losses(x, grid, rows, columns, tile)
+    mean = x.new_zeros(len(x), count + 1, x.shape[2]).scatter_add(1, (tile % (count + 1))[..., None].expand_as(x), x)
+    there, mean = there[:, :-1], mean[:, :-1]
+    scarcity = 1 - torch.tensor((budget - count * LADDER[0]) / (count * (LADDER[-1] - LADDER[0])), dtype=torch.float64)
+    detail = _over_mean(lost[..., 0], there > 0)
+    balance = realizer.balance(
+        seen, mean, there > 0, detail, scarcity.expand(len(x)).to(x.device), states or States(), Gaze()
+    )
+    ladder = torch.tensor(LADDER, device=x.device)
+    general = (ladder / LADDER[0]).log() / (ladder[-1] / LADDER[0]).log()
+    gained = lost[..., :1] - lost
+    recovered = gained / (gained[..., -1].sum(dim=1) / count).clamp(min=1e-12)[:, None, None]
+    scope = balance.states[:, 0, None, None]
+    values = (1 - scope) * general + scope * recovered.cummax(dim=2).values
+    counts = solve(balance.terms.sum(dim=1), values, ladder, budget)
+    return TilePlan(tiles.boxes(rows, columns).to(x.device).expand(len(x), -1, -1), counts)
 
 
-def _row(values: Tensor) -> tuple[float, ...]:
-    return tuple(float(f"{value:.4g}") for value in values.tolist())
+def _over_mean(values: Float[Tensor, "b r"], valid: Bool[Tensor, "b r"]) -> Float[Tensor, "b r"]:
+    mean = values.sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp(min=1)
+    return values / mean.clamp(min=1e-12)

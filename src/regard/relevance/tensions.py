@@ -6,7 +6,7 @@ what the user says. Everything downstream is affine in each state, so moving one
 (the exchange theorem, docs/relevance.md).
 """
 
-from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
 from typing import Literal
 
 import torch
@@ -17,8 +17,31 @@ from regard.errors import DataError
 from regard.relevance.ways import entropy
 
 State = float | Literal["auto"]
-NAMES = ("scope", "tempering", "prioritization")
 _LEAST = 0.05  # of a drive, so that no state is ever held by one side alone
+
+
+@dataclass(frozen=True)
+class States:
+    """What the user says of each tension: a number in [0, 1] fixes it, "auto" leaves it to its drives.
+
+    Raises DataError for anything else.
+    """
+
+    scope: State = "auto"
+    tempering: State = "auto"
+    prioritization: State = "auto"
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value != "auto" and not (number and 0 <= value <= 1):
+                raise DataError(f"{field.name} must be 'auto' or a number from 0 to 1, got {value!r}")
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """The names of those that are given."""
+        return tuple(field.name for field in fields(self) if getattr(self, field.name) != "auto")
 
 
 class Tensions(nn.Module):
@@ -30,27 +53,43 @@ class Tensions(nn.Module):
         nn.init.zeros_(self.correction.weight)
         nn.init.zeros_(self.correction.bias)
 
-    def forward(self, drives: Float[Tensor, "b 3 2"], given: Sequence[State]) -> Float[Tensor, "b 3"]:
-        """States (B, 3) in [0, 1]: increasing in a state's first drive and decreasing in its second where the
-        correction is 0. given: a number for a state that is fixed, else "auto".
+    def forward(self, drives: Float[Tensor, "b 3 2"], given: States) -> Float[Tensor, "b 3"]:
+        """States (B, 3) in [0, 1]: those that are given, and of the others each rises with its first drive and falls
+        with its second where the correction is 0.
         """
         logs = drives.double().log()
-        moved = torch.nn.functional.linear(
-            logs.flatten(1), self.correction.weight.double(), self.correction.bias.double()
-        )
+        weight, bias = self.correction.weight.double(), self.correction.bias.double()
+        moved = nn.functional.linear(logs.flatten(1), weight, bias)
         states = (2 * (logs[..., 0] - logs[..., 1]) + moved).sigmoid()
-        fixed = [torch.full_like(states[:, 0], value) if value != "auto" else None for value in given]
-        columns = [states[:, i] if value is None else value for i, value in enumerate(fixed)]
+        columns = [
+            states[:, i] if value == "auto" else torch.full_like(states[:, i], value)
+            for i, value in enumerate(astuple(given))
+        ]
         return torch.stack(columns, dim=1)
 
 
-def checked_state(name: str, value: object) -> State:
-    """The state as it is. Raises DataError where it is neither "auto" nor a number in [0, 1]."""
-    if value == "auto":
-        return "auto"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise DataError(f"{name} must be 'auto' or a number from 0 to 1, got {value!r}")
-    return float(value)
+@dataclass(frozen=True, eq=False)
+class Balance:
+    """How R regions are weighed. field: (B, R), sum 1. mix: (B, 3), the weights of the ways in it. scores: (B, 3, R),
+    the ways' robust scores. drives: (B, 3, 2), states: (B, 3), of scope, tempering and prioritization. poles: (B, 3, R),
+    the field, and what exploring and diversifying would weigh by, each of sum 1.
+    """
+
+    field: Float[Tensor, "b r"]
+    mix: Float[Tensor, "b 3"]
+    scores: Float[Tensor, "b 3 r"]
+    drives: Float[Tensor, "b 3 2"]
+    states: Float[Tensor, "b 3"]
+    poles: Float[Tensor, "b 3 r"]
+
+    @property
+    def terms(self) -> Float[Tensor, "b 3 r"]:
+        """The three terms of each region's weight: (1 - d)(1 - e) field, (1 - d) e exploring and d diverse, for
+        tempering e and prioritization d. All together sum to 1.
+        """
+        _, temper, priority = self.states.unbind(dim=1)
+        parts = torch.stack(((1 - priority) * (1 - temper), (1 - priority) * temper, priority), dim=1)
+        return parts[..., None] * self.poles
 
 
 def drives(
@@ -121,20 +160,6 @@ def novelty(x: Float[Tensor, "b r d"], valid: Bool[Tensor, "b r"], pivots: int =
         factors.append(torch.where(own > 1e-9, column * own.clamp(min=1e-9).rsqrt(), 0))
         left = (left - factors[-1].square()).clamp(min=0)
     return left.sqrt().masked_fill(~valid, 0)
-
-
-def weights(
-    states: Float[Tensor, "b 3"],
-    field: Float[Tensor, "b r"],
-    exploring: Float[Tensor, "b r"],
-    diverse: Float[Tensor, "b r"],
-) -> Float[Tensor, "b 3 r"]:
-    """The three terms of each region's weight: (1 - d)(1 - e) field, (1 - d) e exploring and d diverse, for tempering e
-    and prioritization d. All terms together sum to 1.
-    """
-    _, temper, priority = states.unbind(dim=1)
-    parts = torch.stack(((1 - priority) * (1 - temper), (1 - priority) * temper, priority), dim=1)
-    return parts[..., None] * torch.stack((field, exploring, diverse), dim=1)
 
 
 def shares(x: Float[Tensor, "b r"], valid: Bool[Tensor, "b r"]) -> Float[Tensor, "b r"]:
