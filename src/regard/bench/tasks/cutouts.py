@@ -32,7 +32,7 @@ _KIN = {
         "duck": "rubber duck",
         "eagle": "vulture, northern harrier",
         "garbage can": "wastebasket, bucket",
-        "goat": "nubian ibex, ram, sheep",
+        "goat": "nubian ibex",
         "goose": "gosling, swan",
         "guitar": "electric guitar, classical guitar, banjo",
         "hammer": "mallet",
@@ -48,6 +48,7 @@ _KIN = {
         "pigeon": "dove, seagull",
         "rose": "daffodil, marigold",
         "seal": "sea lion",
+        "sheep": "ram",
         "ship": "sailboat, canoe",
         "slug": "snail",
         "truck": "pickup truck, garbage truck, fire truck, ambulance, bus, cement mixer",
@@ -84,15 +85,8 @@ def trimmed(image: Image.Image) -> Image.Image:
     """The part of a picture that is not see-through, at most LARGEST pixels a side; RGBA."""
     rgba = image.convert("RGBA")
     rgba = rgba.crop(rgba.getchannel("A").point([0] * 8 + [255] * 248).getbbox())
-    if max(rgba.size) > LARGEST:
-        scale = LARGEST / max(rgba.size)
-        rgba = shrunk(rgba, (max(1, round(rgba.width * scale)), max(1, round(rgba.height * scale))))
+    rgba.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
     return rgba
-
-
-def shrunk(rgba: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Another size; what is see-through does not colour the edge."""
-    return rgba.convert("RGBa").resize(size, Image.Resampling.LANCZOS, reducing_gap=3).convert("RGBA")
 
 
 def half_of(cutouts: Iterable[CutOut], half: str, photos: dict[str, set[str]]) -> list[CutOut]:
@@ -109,12 +103,10 @@ def half_of(cutouts: Iterable[CutOut], half: str, photos: dict[str, set[str]]) -
 
 def plural(name: str) -> str:
     """Several of them: foxes, mice, light bulbs."""
-    if name in _PLURALS or name in _SAME:
+    if name in _PLURALS or name in _SAME or name.endswith("fish"):
         return _PLURALS.get(name, name)
     if name.endswith(("s", "x", "ch", "sh")) or name in _CONSONANT_O:
         return name + "es"
-    if name.endswith("fish"):
-        return name
     if name.endswith("y") and name[-2] not in "aeiou":
         return name[:-1] + "ies"
     return name + "s"

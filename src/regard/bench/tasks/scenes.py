@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from regard.bench.tasks import emoji, gcompris, stamps, words
-from regard.bench.tasks.cutouts import CutOut, half_of, one, plural, shrunk, solid
+from regard.bench.tasks.cutouts import CutOut, half_of, one, plural, solid
 from regard.bench.tasks.gcompris import Photos
 from regard.bench.tasks.mosaic import mosaic
 from regard.errors import DataError
@@ -31,7 +31,7 @@ APART, EDGE = 16, 8  # pixels between two things, and to the edge
 CONTRAST = 40  # of 255: how far a thing's edge is, at the least, from what is behind it, where there is such a place
 _TRIES = 24
 _SMALL = 500  # pixels: a photo with a shorter side than this is no background
-_WRITTEN = ("colosseum",)  # photos with words of their own
+_UNFIT = ("colosseum", "castleClinton")  # photos with words of their own, or without colour
 
 VAGUE = ("what is unusual here?", "what stands out?", "what can you see?", "describe the picture.")
 READ = ("what does the sign say?", "what is written here?", "read the signs.", "what do the words say?")
@@ -89,7 +89,7 @@ def pool(half: str, folder: Path | None = None) -> Pool:
         {
             name: photo
             for name, photo in gcompris.monuments(half, monuments).items()
-            if min(photo.size) >= _SMALL and name not in _WRITTEN
+            if min(photo.size) >= _SMALL and name not in _UNFIT
         },
         words.sayings(half),
     )
@@ -213,7 +213,8 @@ def _things(rng: np.random.Generator, pool: Pool, seed: int, count: int) -> list
 
 def _sized(rng: np.random.Generator, image: Image.Image) -> Image.Image:
     scale = int(rng.integers(THING[0], THING[1] + 1)) / max(image.size)
-    image = shrunk(image, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.resize(size, Image.Resampling.LANCZOS)  # Pillow weights colours by alpha
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
 
 

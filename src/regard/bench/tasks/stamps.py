@@ -43,7 +43,6 @@ _RENAMED = {
     "electric kettle": "kettle",
     "garden spade": "spade",
     "adhesive bandage": "bandage",
-    "mercury thermometer": "thermometer",
     "trophy cup": "trophy",
     "sedan car": "car",
     "lightbulb": "light bulb",
@@ -54,8 +53,8 @@ _RENAMED = {
     "rainbow lorikeet": "parrot",
 }
 _LEFT_OUT = set(
-    # drawings, and cut out badly
-    "button hedgehog pizza wrench_adjustable tamarin_emperor paintbrush_large chilepepper plyers "
+    # drawings, badly cut out, or as thin as a line
+    "button hedgehog pizza mercurythermometer wrench_adjustable tamarin_emperor paintbrush_large chilepepper plyers "
     # of the wrong colour
     "butterflyfish clownfish coraltrout dolphinfish moonwrasse stripedfish "
     # known to few, or only with another name

@@ -7,8 +7,9 @@ SAYINGS = (
     "OPEN, EXIT, No parking, Platform 9, Room 12, Main Street, Bakery, Mind the gap, Push, Keep left, Bus stop, "
     "Fresh bread, Tickets, Please wait here, Gate 24, Hotel Aurora, Do not touch, Lost and found, Free entry, "
     "Pharmacy, Quiet please, Level 3, Staff only, Wet paint, CLOSED, ENTRANCE, One way, Track 4, Office 31, "
-    "Market Square, Bookshop, Watch your step, Pull, Slow down, Taxi rank, Hot coffee, Reception, Ring the bell, Terminal 2, "
-    "Cafe Lumen, Beware of the dog, Cloakroom, Sold out, Post office, No smoking, Floor 17, Private, Sale today"
+    "Market Square, Bookshop, Watch your step, Pull, Slow down, Taxi rank, Hot coffee, Reception, Ring the bell, "
+    "Terminal 2, Cafe Lumen, Beware of the dog, Cloakroom, Sold out, Post office, No smoking, Floor 17, Private, "
+    "Sale today"
 ).split(", ")
 
 HEIGHT = (14, 60)  # pixels, of a line of text
