@@ -54,7 +54,7 @@ def test_look_prints_a_table_and_writes_the_report(regard, photo: Path, tmp_path
     folder = tmp_path / "regard-look"
     assert f"Open {folder.relative_to(tmp_path) / 'report.html'}" in out
     names = {file.name for file in folder.iterdir()}
-    allocators = ["cdpruner", "divprune", "grid", "pool", "random", "top"]
+    allocators = ["cdpruner", "divprune", "grid", "pool", "random", "relevance", "top"]
     assert names == {"record.json", "report.html", *(f"{q}-{a}.png" for q in (1, 2) for a in allocators)}
     record = Record.load(folder / "record.json")
     cat, drink = (look.allocation.spent()[0] for look in record.looks if look.allocator == "top")

@@ -29,7 +29,7 @@ ORDER = [
     {"vlm"},
     {"doctor", "train"},
     {"bench"},
-    {"looking"},
+    {"looking", "tiling"},
     {"report"},
     {"cli", "app", "contract"},
     {"testing"},

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from regard.images import load_image
     from regard.looking import look
     from regard.record import Record
+    from regard.tiling import tiles
     from regard.tokens import Question, VisualTokens
     from regard.vlm.ask import ask
     from regard.vlm.inside import inside
@@ -37,6 +38,7 @@ _HOME = {
     "load_image": "images",
     "look": "looking",
     "shorten": "vlm.shorten",
+    "tiles": "tiling",
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "load_image",
     "look",
     "shorten",
+    "tiles",
 ]
 
 

@@ -7,13 +7,14 @@ from functools import partial
 
 import PIL.Image
 
-from regard.allocate import Allocator, catalogue, check_amount, missing_needs, name_of, seeded
+from regard.allocate import Allocator, catalogue, check_amount, made, missing_needs, name_of
 from regard.allocation import Allocation
 from regard.cost.language import QWEN2_5_7B
 from regard.errors import DataError
 from regard.eyes import Eye
 from regard.record import Look, Record
 from regard.recorded import boxes_of, look_of, made_by, read_picture, relevance_of
+from regard.relevance.tensions import States
 from regard.tokens import Question, VisualTokens
 
 PROMPT_TOKENS = 64  # text of a short question in its chat template
@@ -27,18 +28,20 @@ def look(
     keep: float | None = None,
     allocators: Sequence[str | Allocator] | None = None,
     eye: Eye | None = None,
+    states: States | None = None,
     seed: int = 0,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Record:
     """Where each allocator spends the budget, for each question; the image is read and encoded once.
 
     budget: tokens, or keep: the fraction of the image's tokens to keep (0.1 where neither is given). allocators: names
-    or objects; by default every one that the eye can feed. eye: by default the embedded one. seed: for allocators that
-    draw. progress: told the name of each stage as it starts. Raises RegardError for what a user can mend.
+    or objects; by default every one that the eye can feed. eye: by default the embedded one. states: of the tensions
+    of `relevance` where it goes by its name. seed: for allocators that draw. progress: told the name of each stage as
+    it starts. Raises RegardError for what a user can mend.
     """
     questions = checked_questions(question)
     named = [allocators] if isinstance(allocators, str) else allocators
-    chosen = None if named is None else [seeded(a, seed) for a in named]
+    chosen = None if named is None else [made(a, seed, states) for a in named]
     check_amount(budget, keep)
     seconds: dict[str, float] = {}
     picture, preview = _timed(seconds, "read", progress, partial(read_picture, image))
@@ -48,7 +51,7 @@ def look(
     n = int(tokens.valid.sum())
     amount = budget if budget is not None else max(1, round((0.1 if keep is None else keep) * n))
     if chosen is None:
-        every = [seeded(name, seed) for name in catalogue()]
+        every = [made(name, seed, states) for name in catalogue()]
         chosen = [a for a in every if not missing_needs(a.needs, tokens, asked[0])]
     return Record(
         picture=preview,

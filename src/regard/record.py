@@ -52,7 +52,8 @@ class Realization:
     it to 1 and what pulls it to 0. fixed: the states that were given, not driven. transjectivity: the share of the
     relevance that belongs to neither the image nor the question alone; None where nothing was asked. line: the tokens
     in an order in which every region is an interval. cuts: places in it, the first made first: with K tokens, line is
-    cut before each of the first K - 1 of them, at the states above.
+    cut before each of the first K - 1 of them, at the states above. fixations: x and y in [0, 1], where earlier looks
+    led, in order.
     """
 
     ways: dict[str, tuple[float, ...]]
@@ -66,6 +67,7 @@ class Realization:
     transjectivity: float | None
     line: tuple[int, ...]
     cuts: tuple[int, ...]
+    fixations: tuple[tuple[float, float], ...] = ()
 
     @property
     def image_only(self) -> bool:
@@ -75,9 +77,12 @@ class Realization:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """From JSON's lists. Raises KeyError, TypeError or ValueError where it is none."""
-        many = {name: {key: tuple(value) for key, value in data.pop(name).items()} for name in ("ways", "terms", "drives")}
+        many = {
+            name: {key: tuple(value) for key, value in data.pop(name).items()} for name in ("ways", "terms", "drives")
+        }
         flat = {name: tuple(data.pop(name)) for name in ("field", "detail", "fixed", "line", "cuts")}
-        return cls(**many, **flat, **data)
+        fixations = tuple((x, y) for x, y in data.pop("fixations", ()))
+        return cls(**many, **flat, fixations=fixations, **data)
 
     def _check(self, n: int) -> None:
         """Raise ValueError where it does not fit n tokens."""

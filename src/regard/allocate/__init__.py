@@ -4,7 +4,7 @@ A new allocator is one new file here with one `Allocator` in it, or an entry poi
 another package: `name = "package.module:Class"`.
 """
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -14,6 +14,7 @@ from typing import Any
 from regard.allocate._base import Allocates, Allocator, Explains, missing_needs, top_slots
 from regard.amount import check_amount, checked_budget, checked_keep
 from regard.errors import ModelError
+from regard.relevance.tensions import States
 
 __all__ = [
     "Allocates",
@@ -24,9 +25,9 @@ __all__ = [
     "checked_budget",
     "checked_keep",
     "load",
+    "made",
     "missing_needs",
     "name_of",
-    "seeded",
     "top_slots",
 ]
 
@@ -53,12 +54,16 @@ def load(name: str, **fields: Any) -> Allocator:
         raise ModelError(f"allocator {name}: {error}") from error
 
 
-def seeded(allocator: Any, seed: int) -> Any:
-    """An allocator as it is, or the one of this name, which draws from `seed` if it draws."""
+def made(allocator: Any, seed: int, states: States | None = None) -> Any:
+    """An allocator as it is, or the one of this name, which draws from `seed` if it draws and is held at `states` if it
+    has tensions.
+    """
     if not isinstance(allocator, str):
         return allocator
     loaded = load(allocator)
-    return replace(loaded, seed=seed) if any(field.name == "seed" for field in fields(loaded)) else loaded
+    has = {field.name for field in fields(loaded)}
+    given = {"seed": seed, **(asdict(states) if states else {})}
+    return replace(loaded, **{name: value for name, value in given.items() if name in has})
 
 
 def name_of(allocator: Allocates) -> str:

@@ -15,7 +15,18 @@ from rich.console import Console
 from regard import __version__
 from regard.cli._ask import ask
 from regard.cli._calibrate import calibrate
-from regard.cli._shared import Progress, UsageError, check_allocators, check_writable, console, names_in, write
+from regard.cli._shared import (
+    Progress,
+    State,
+    UsageError,
+    check_allocators,
+    check_writable,
+    checked_states,
+    console,
+    names_in,
+    write,
+)
+from regard.cli._tiles import tiles
 from regard.errors import BudgetError, ModelError, RegardError
 
 if TYPE_CHECKING:
@@ -90,6 +101,9 @@ def look(
         "regard-look"
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON, not a table.")] = False,
+    scope: Annotated[str, State("scope")] = "auto",
+    tempering: Annotated[str, State("tempering")] = "auto",
+    prioritization: Annotated[str, State("prioritization")] = "auto",
     seed: Annotated[int, typer.Option(help="For allocators that draw.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -99,11 +113,13 @@ def look(
 
     names = names_in(allocator)
     _check_usage(questions, names)
+    states = checked_states(scope, tempering, prioritization, names)
     check_writable(out)
     if len(questions) > 2 and not quiet and not any(" " in question.strip() for question in questions):
         typer.echo(f"regard: asking {len(questions)} questions of one word: put quotes around one question", err=True)
     with Progress(quiet) as stage:
-        record = look_at(image, questions, budget=budget, keep=keep, allocators=names, seed=seed, progress=stage)
+        amount = {"budget": budget, "keep": keep}
+        record = look_at(image, questions, **amount, allocators=names, states=states, seed=seed, progress=stage)
         stage("draw")
         written = write(record, out)
     if as_json:
@@ -113,6 +129,7 @@ def look(
 
 
 app.command()(ask)
+app.command()(tiles)
 app.command()(calibrate)
 
 

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from regard.cli._shared import Progress, UsageError, check_allocators, check_writable, console, hush, names_in, write
+from regard.cli._shared import (
+    Progress,
+    State,
+    UsageError,
+    check_allocators,
+    check_writable,
+    checked_states,
+    console,
+    hush,
+    names_in,
+    write,
+)
 
 if TYPE_CHECKING:
     from regard.vlm.ask import Asked
@@ -34,6 +45,9 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 32,
     positions: Annotated[Positions, typer.Option(help="Where the tokens left stand.")] = "original",
     sign: Annotated[int, typer.Option(help="-1 where the model's relevance points away.", show_default="1")] = 1,
+    scope: Annotated[str, State("scope")] = "auto",
+    tempering: Annotated[str, State("tempering")] = "auto",
+    prioritization: Annotated[str, State("prioritization")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[Dtype, typer.Option(help="auto is that of the model's files.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for record.json, the pictures and report.html.")] = Path(
@@ -48,10 +62,12 @@ def ask(
     images, question = _split(words)
     first, others = _one_name(allocator), names_in(compare)
     _check_usage(first, others, sign, max_new_tokens, {"budget": budget, "keep": keep}, len(images))
+    chosen = [*([first] if first or not others else []), *(others or [])]
+    states = checked_states(scope, tempering, prioritization, [name or "divprune" for name in chosen])
     check_writable(out)
     _check_images(images)
     amount: dict[str, Any] = {"budget": budget, "keep": keep, "allocator": first, "compare": others or ()}
-    way = {"max_new_tokens": max_new_tokens, "positions": positions, "sign": sign, "seed": seed}
+    way = {"max_new_tokens": max_new_tokens, "positions": positions, "sign": sign, "seed": seed, "states": states}
     with Progress(quiet) as stage:
         asked = _answered(images, question, model, dtype, device, progress=stage, **amount, **way)
         stage("draw")

@@ -5,18 +5,47 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 
 from regard.errors import DataError, ModelError, RegardError
 
 if TYPE_CHECKING:
     from regard.record import Record
+    from regard.relevance.tensions import States
 
 
 class UsageError(RegardError):
     """A command line that cannot work, whatever the image."""
+
+
+def State(name: str) -> Any:  # noqa: N802
+    """The option of a tension."""
+    poles = {"scope": "compress", "tempering": "exploit", "prioritization": "focus"}
+    others = {"scope": "particularize", "tempering": "explore", "prioritization": "diversify"}
+    return typer.Option(metavar="0..1|auto", help=f"Relevance: 0 {poles[name]} .. 1 {others[name]}.")
+
+
+def checked_states(scope: str, tempering: str, prioritization: str, names: Iterable[str] | None) -> "States":
+    """The tensions as they were given on the command line. names: the allocators, None for all. Raises UsageError."""
+    from regard.relevance.tensions import States
+
+    values: dict[str, Any] = {"scope": scope, "tempering": tempering, "prioritization": prioritization}
+    for name, text in values.items():
+        try:
+            values[name] = text if text == "auto" else float(text)
+        except ValueError:
+            raise UsageError(f"--{name} must be 'auto' or a number from 0 to 1, got {text!r}") from None
+    try:
+        states = States(**values)
+    except RegardError as error:
+        raise UsageError(f"--{error}") from error
+    if states.fixed and names is not None and "relevance" not in (names := list(names)):
+        given = ", ".join(f"--{name}" for name in states.fixed)
+        raise UsageError(f"{given} is for the allocator relevance, which is not among {', '.join(names)}")
+    return states
 
 
 class Progress:

@@ -116,7 +116,9 @@ class EmbeddedEye:
             )
         if not re.search("[A-Za-z]", text):
             raise DataError(f"the embedded eye knows English only, the question is {text!r}: ask in English")
-        return Question(self._weights(self._text.embed(_asked_for(text)))[None, None], text=text, reference=self._others)
+        return Question(
+            self._weights(self._text.embed(_asked_for(text)))[None, None], text=text, reference=self._others
+        )
 
     def _weights(self, words: Float[Tensor, "... 384"]) -> Float[Tensor, "... 1000"]:
         return (words @ self._classes.T / _TEMPERATURE).softmax(dim=-1)

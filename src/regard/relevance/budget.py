@@ -26,9 +26,9 @@ def solve(
     """How many tokens each region gets, (B, R): rungs of the ladder that sum to at most the budget.
 
     Maximises sum weights x values(rung). weights: >= 0. values: (B, R, L), of each rung; what is not concave is solved
-    for its concave majorant. ladder: (L,), tokens of each rung, rising. key: (B, R), orders regions that tie, by default
-    their index. The counts are optimal for the tokens that they sum to, and what is left of the budget is less than the
-    next increment. Raises BudgetError where the budget is under the lowest rung for all, or over the highest;
+    for its concave majorant. ladder: (L,), tokens of each rung, rising. key: (B, R), orders regions that tie, by
+    default their index. The counts are optimal for the tokens that they sum to, and what is left of the budget is less
+    than the next increment. Raises BudgetError where the budget is under the lowest rung for all, or over the highest;
     ShapeError and DataError for arguments that do not fit. O(R L log R L) for a ladder of L rungs.
     """
     _check(weights, values, ladder, key)
@@ -44,7 +44,9 @@ def solve(
     falling, steps = slopes.transpose(0, 1).flatten(1).sort(dim=1, descending=True, stable=True)  # ties: by rung, key
     paid = whole.transpose(0, 1).flatten(1).gather(1, steps).cumsum(dim=1) <= room
     paid = torch.zeros_like(paid).scatter(1, steps, paid & (falling >= 0))
-    counts = ladder.to(first.device)[paid.unflatten(1, (rungs - 1, regions)).transpose(0, 1).gather(0, first).sum(dim=0)]
+    counts = ladder.to(first.device)[
+        paid.unflatten(1, (rungs - 1, regions)).transpose(0, 1).gather(0, first).sum(dim=0)
+    ]
     return counts if key is None else torch.zeros_like(counts).scatter(1, order, counts)
 
 
@@ -95,6 +97,8 @@ def _check(weights: Tensor, values: Tensor, ladder: Tensor, key: Tensor | None) 
     if bool((ladder.diff() <= 0).any()) or int(ladder[0]) < 1:
         raise DataError(f"the ladder must rise from 1 or more, got {ladder.tolist()}")
     if key is not None and (key.shape != weights.shape or key.is_floating_point()):
-        raise ShapeError(f"key must be whole numbers of shape {tuple(weights.shape)}, got {key.dtype} {tuple(key.shape)}")
+        raise ShapeError(
+            f"key must be whole numbers of shape {tuple(weights.shape)}, got {key.dtype} {tuple(key.shape)}"
+        )
     if not bool((weights >= 0).all()) or not bool(weights.isfinite().all()) or not bool(values.isfinite().all()):
         raise DataError("weights must be finite and >= 0, and values finite")

@@ -87,8 +87,9 @@ class Quadtree:
             split = (self.depth == depth).nonzero().squeeze(1)
             if not len(split):
                 continue
-            own = torch.searchsorted(self.low[split], place, right=True) - 1
-            inside = (own >= 0) & (place > self.low[split][own]) & (place < self.high[split][own]) & (place != split[own])
+            low, high = self.low[split], self.high[split]  # disjoint and rising
+            own = (torch.searchsorted(low, place, right=True) - 1).clamp(min=0)
+            inside = (place > low[own]) & (place < high[own]) & (place != split[own])
             higher = inside & (slopes > slopes[split][own])
             if not bool(higher.any()):
                 continue
@@ -101,9 +102,7 @@ class Quadtree:
         return slopes
 
 
-def _best_averages(
-    slopes: Int[Tensor, " k"], group: Int[Tensor, " k"], own: Int[Tensor, " g"]
-) -> Int[Tensor, " g"]:
+def _best_averages(slopes: Int[Tensor, " k"], group: Int[Tensor, " k"], own: Int[Tensor, " g"]) -> Int[Tensor, " g"]:
     """For each group, the best mean of its own gain and any number of its largest members'."""
     order = ((group << 34) + (_STEPS - slopes)).sort().indices
     slopes, group = slopes[order], group[order]

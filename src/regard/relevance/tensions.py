@@ -71,8 +71,8 @@ class Tensions(nn.Module):
 @dataclass(frozen=True, eq=False)
 class Balance:
     """How R regions are weighed. field: (B, R), sum 1. mix: (B, 3), the weights of the ways in it. scores: (B, 3, R),
-    the ways' robust scores. drives: (B, 3, 2), states: (B, 3), of scope, tempering and prioritization. poles: (B, 3, R),
-    the field, and what exploring and diversifying would weigh by, each of sum 1.
+    the ways' robust scores. drives: (B, 3, 2), states: (B, 3), of scope, tempering and prioritization. poles:
+    (B, 3, R), the field, and what exploring and diversifying would weigh by, each of sum 1.
     """
 
     field: Float[Tensor, "b r"]
@@ -104,21 +104,17 @@ def drives(
 
     scope: the relevant detail that the floor cannot hold (1: as much as there is on average) against the scarcity of
     tokens (1: only the floor can be paid, 0: all can). tempering: uncertainty, in [0, 1] (of a pass before; at first
-    the disagreement of the ways, a standard deviation in fours, under the field) against the field's certainty, 1 less
-    its entropy over an even field's. prioritization: the effective share of regions that are relevant, exp(entropy) / R,
-    against its complement.
+    the disagreement of the ways, a standard deviation in fours, under the field) against the field's certainty, the
+    effective share of regions that it rules out. prioritization: the effective share that is relevant, exp(entropy)
+    over R, against the share ruled out.
     detail: (B, R), what the floor loses of each region, 1 on average. scarcity: (B,), in [0, 1].
     """
     regions = valid.sum(dim=1).clamp(min=1).double()
-    h = entropy(field)
     unresolved = (field * detail).sum(dim=1)
     if uncertainty is None:
         uncertainty = (field * disagreement(z)).sum(dim=1) / 4
-    spread = h.exp() / regions
-    certainty = 1 - h / regions.log().clamp(min=1e-9)
-    pairs = torch.stack(
-        (unresolved, scarcity, uncertainty.to(h.dtype), certainty, spread, 1 - spread), dim=1
-    )
+    spread = entropy(field).exp() / regions
+    pairs = torch.stack((unresolved, scarcity, uncertainty.to(field), 1 - spread, spread, 1 - spread), dim=1)
     return pairs.clamp(min=0).unflatten(1, (3, 2)) + _LEAST
 
 
@@ -127,7 +123,9 @@ def disagreement(z: Float[Tensor, "b 3 r"]) -> Float[Tensor, "b r"]:
     return z.var(dim=1, unbiased=False).clamp(min=1e-12).sqrt()
 
 
-def explore(z: Float[Tensor, "b 3 r"], visits: Float[Tensor, "b r"], valid: Bool[Tensor, "b r"]) -> Float[Tensor, "b r"]:
+def explore(
+    z: Float[Tensor, "b 3 r"], visits: Float[Tensor, "b r"], valid: Bool[Tensor, "b r"]
+) -> Float[Tensor, "b r"]:
     """Where the ways disagree and nothing was spent before (inhibition of return): sqrt(var + 0.05) /
     sqrt(1 + visits), sum 1.
     """

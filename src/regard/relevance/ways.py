@@ -163,7 +163,9 @@ class Participatory(nn.Module):
     def _projected(to: nn.Module, x: Tensor, what: str) -> Tensor:
         if isinstance(to, nn.Linear):
             if x.shape[-1] != to.in_features:
-                raise ShapeError(f"the {what} have {x.shape[-1]} dimensions, this realizer was made for {to.in_features}")
+                raise ShapeError(
+                    f"the {what} have {x.shape[-1]} dimensions, this realizer was made for {to.in_features}"
+                )
             return F.linear(x.detach().double(), to.weight.double())
         return x.detach().double()
 
@@ -207,13 +209,13 @@ class Field(nn.Module):
 
     z = (way - median) / (1.4826 MAD + floor), clipped to 4. A way's precision is 1 less the entropy of softmax(z) over
     that of an even field; its weight is softmax(log(precision + 0.001) + g), g learned. The field is
-    softmax(sum of weight x z / T).
+    softmax(sum of weight x z / T), with T = 0.7 before training.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.zeros(3))
-        self.log_temperature = nn.Parameter(torch.zeros(()))
+        self.log_temperature = nn.Parameter(torch.tensor(0.7).log())
 
     def forward(
         self, ways: Float[Tensor, "b 3 r"], valid: Bool[Tensor, "b r"]

@@ -11,10 +11,11 @@ import PIL.Image
 import torch
 from torch import nn
 
-from regard.allocate import Allocates, name_of, seeded
+from regard.allocate import Allocates, made, name_of
 from regard.errors import BudgetError, DataError, ModelError
 from regard.record import STAGES, Answer, Picture, Record
 from regard.recorded import made_by, read_picture
+from regard.relevance.tensions import States
 from regard.vlm.chat import chat_inputs
 from regard.vlm.decide import budgets_of
 from regard.vlm.measure import PeakMemory, TokenTimes
@@ -53,6 +54,7 @@ def ask(
     max_new_tokens: int = 32,
     positions: Literal["original", "compact"] = "original",
     sign: Literal[1, -1] = 1,
+    states: States | None = None,
     seed: int = 0,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Asked:
@@ -62,14 +64,15 @@ def ask(
     path, bytes or PIL image, or several of them for one question about all. budget: tokens an image, or a number for
     each image; or keep: the fraction to keep (a quarter where neither is given). allocator: a name or an object
     ("divprune" where none is given and nothing to compare); compare: others to answer with too. positions, sign: as in
-    `shorten`. seed: for allocators that draw. progress: told the name of each stage as it starts.
+    `shorten`. states: of the tensions of `relevance` where it goes by its name. seed: for allocators that draw.
+    progress: told the name of each stage as it starts.
 
     Answers are greedy and made by the model's own `generate`. The untouched model goes the same way as the others, with
     every token kept, which changes no bit of its logits; so the vision encoder is timed apart for all of them. One run
     that is not counted warms up; times of quick answers are medians of three. Raises RegardError where a user can mend.
     """
     vlm = opened(model)
-    chosen = _chosen(allocator, compare, seed)
+    chosen = _chosen(allocator, compare, seed, states)
     keep = 0.25 if budget is None and keep is None else keep
     progress("read")
     pictures = [read_picture(one) for one in _several(image)]
@@ -145,14 +148,16 @@ def _several(image: Image | Sequence[Image]) -> list[Image]:
     return several
 
 
-def _chosen(allocator: str | Allocates | None, compare: Sequence[str | Allocates], seed: int) -> list[Allocates]:
+def _chosen(
+    allocator: str | Allocates | None, compare: Sequence[str | Allocates], seed: int, states: States | None
+) -> list[Allocates]:
     others = [compare] if isinstance(compare, str) else list(compare)
     first = [] if allocator is None else [allocator]
     unique: list[str | Allocates] = []
     for each in [*first, *others] or ["divprune"]:
         if not any(each is other or (isinstance(each, str) and each == other) for other in unique):
             unique.append(each)
-    return [seeded(each, seed) for each in unique]
+    return [made(each, seed, states) for each in unique]
 
 
 def _check(vlm: Opened, question: str, max_new_tokens: int, budgets: Sequence[int]) -> None:

@@ -16,7 +16,6 @@ from regard.vlm.columns import Columns
 from regard.vlm.family import Run
 from regard.vlm.opened import Opened
 
-
 _REFERENCES = 64
 
 
