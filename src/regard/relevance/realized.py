@@ -39,17 +39,45 @@ class Gaze:
 
 
 @dataclass(frozen=True, eq=False)
-class Realized:
-    """What was found and decided. seen: (B, 3, N), the three ways. balance: how tokens are weighed. detail: (B, N),
-    squared distance from the image's mean over its average. tree: every region and its cuts.
+class Measured:
+    """What is there before anything is weighed, at whatever budget. seen: (B, 3, N), the three ways. detail: (B, N),
+    squared distance from the image's mean over its average. diverse: (B, N), sum 1, what diversifying weighs by.
+    tree: every region and its cuts.
     """
 
     tokens: VisualTokens
-    budget: int
     seen: Float[Tensor, "b 3 n"]
-    balance: Balance
     detail: Float[Tensor, "b n"]
+    diverse: Float[Tensor, "b n"]
     tree: Quadtree
+
+
+@dataclass(frozen=True, eq=False)
+class Realized:
+    """What was decided for what was measured. balance: how tokens are weighed at this budget."""
+
+    measured: Measured
+    balance: Balance
+    budget: int
+
+    @property
+    def tokens(self) -> VisualTokens:
+        return self.measured.tokens
+
+    @property
+    def seen(self) -> Float[Tensor, "b 3 n"]:
+        """The three ways, (B, 3, N)."""
+        return self.measured.seen
+
+    @property
+    def detail(self) -> Float[Tensor, "b n"]:
+        """Squared distance from the image's mean over its average, (B, N)."""
+        return self.measured.detail
+
+    @property
+    def tree(self) -> Quadtree:
+        """Every region and its cuts."""
+        return self.measured.tree
 
     @cached_property
     def worth(self) -> Float[Tensor, "3 2 m"]:

@@ -11,7 +11,7 @@ from regard.errors import DataError
 from regard.relevance import tensions, tiles, ways
 from regard.relevance.budget import LADDER, solve
 from regard.relevance.quadtree import Quadtree
-from regard.relevance.realized import Gaze, Realized
+from regard.relevance.realized import Gaze, Measured, Realized
 from regard.relevance.tensions import Balance, States, Tensions
 from regard.relevance.ways import Field, Participatory
 from regard.tokens import Question, VisualTokens
@@ -43,46 +43,62 @@ class Realizer(nn.Module, PyTorchModelHubMixin):
         the valid ones. states: by default all are left to their drives. gaze: what earlier looks left. Raises DataError
         for tokens without a grid, ShapeError for a question of another space.
         """
-        grid, valid, gaze = ways.needed_grid(tokens), tokens.valid, gaze or Gaze()
+        gaze = gaze or Gaze()
+        return self.decide(self.measure(tokens, question, gaze.fixations), budget, states, gaze)
+
+    def measure(
+        self, tokens: VisualTokens, question: Question | None, fixations: Float[Tensor, "b f 2"] | None = None
+    ) -> Measured:
+        """What is there: the most of the work, once for any budget and states."""
+        grid, valid = ways.needed_grid(tokens), tokens.valid
         x = ways.standardised(tokens)
-        seen = self.seen(x, tokens, question, gaze)
         square = torch.linalg.vector_norm(x, dim=2).double().square().masked_fill(~valid, 0)
+        diverse = tensions.diversify(valid.double(), tensions.novelty(x, valid), valid)
+        seen = self.seen(x, tokens, question, fixations)
+        return Measured(tokens, seen, _over_mean(square, valid), diverse, Quadtree.of(x, grid, valid))
+
+    def decide(
+        self, measured: Measured, budget: int, states: States | None = None, gaze: Gaze | None = None
+    ) -> Realized:
+        """What a budget makes of it."""
+        valid = measured.tokens.valid
         count = valid.sum(dim=1).double()
         scarcity = 1 - (budget - 1) / (count - 1).clamp(min=1)
-        detail = _over_mean(square, valid)
-        balance = self.balance(seen, x, valid, detail, scarcity, states or States(), gaze)
-        return Realized(tokens, budget, seen, balance, detail, Quadtree.of(x, grid, valid))
+        regions = (measured.seen, measured.detail, measured.diverse, valid)
+        return Realized(measured, self.balance(*regions, scarcity, states or States(), gaze or Gaze()), budget)
 
     def seen(
-        self, x: Float[Tensor, "b n d"], tokens: VisualTokens, question: Question | None, gaze: Gaze
+        self,
+        x: Float[Tensor, "b n d"],
+        tokens: VisualTokens,
+        question: Question | None,
+        fixations: Float[Tensor, "b f 2"] | None = None,
     ) -> Float[Tensor, "b 3 n"]:
         """The three ways, of every token. x: `standardised` features."""
         grid, valid = ways.needed_grid(tokens), tokens.valid
         surprise = ways.propositional(x, grid, valid)
-        salience = ways.perspectival(x, grid, valid, gaze.fixations)
+        salience = ways.perspectival(x, grid, valid, fixations)
         return torch.stack((surprise, salience, self.participatory(tokens, question)), dim=1)
 
     def balance(
         self,
         seen: Float[Tensor, "b 3 r"],
-        x: Float[Tensor, "b r d"],
-        valid: Bool[Tensor, "b r"],
         detail: Float[Tensor, "b r"],
+        diverse: Float[Tensor, "b r"],
+        valid: Bool[Tensor, "b r"],
         scarcity: Float[Tensor, " b"],
         states: States,
         gaze: Gaze,
     ) -> Balance:
-        """Weigh regions. x: their descriptors. detail: what the floor loses of each, 1 on average. scarcity: (B,), 1
-        where the budget pays for the floor alone, 0 where for all.
+        """Weigh regions. detail: what the floor loses of each, 1 on average. diverse: what diversifying weighs by.
+        scarcity: (B,), 1 where the budget pays for the floor alone, 0 where for all.
         """
         field, mix, scores = self.field(seen, valid)
         if gaze.belief is not None:
             field = tensions.shares((field * gaze.belief).sqrt(), valid)
         drives = tensions.drives(field, scores, detail, scarcity, valid, gaze.uncertainty)
         visits = torch.zeros_like(detail) if gaze.visits is None else gaze.visits.double()
-        exploring = tensions.explore(scores, visits, valid)
-        diverse = tensions.diversify(valid.double(), tensions.novelty(x, valid), valid)
-        poles = torch.stack((field, exploring, diverse), dim=1)
+        poles = torch.stack((field, tensions.explore(scores, visits, valid), diverse), dim=1)
         return Balance(field, mix, scores, drives, self.tensions(drives, states), poles)
 
 
@@ -114,16 +130,16 @@ def plan_tiles(
     tile = tiles.members(grid, rows, columns).to(valid.device).expand_as(valid)
     tile = torch.where(valid, tile, -1)
     x = ways.standardised(tokens)
-    seen = tiles.fullest(realizer.seen(x, tokens, question, Gaze()), tile, count)
+    seen = tiles.fullest(realizer.seen(x, tokens, question), tile, count)
     there = torch.zeros(len(tile), count + 1, device=tile.device).scatter_add(1, tile % (count + 1), valid.float())
     lost = tiles.losses(x, grid, rows, columns, tile)
     mean = x.new_zeros(len(x), count + 1, x.shape[2]).scatter_add(1, (tile % (count + 1))[..., None].expand_as(x), x)
     there, mean = there[:, :-1], mean[:, :-1]
     scarcity = 1 - torch.tensor((budget - count * LADDER[0]) / (count * (LADDER[-1] - LADDER[0])), dtype=torch.float64)
     detail = _over_mean(lost[..., 0], there > 0)
-    balance = realizer.balance(
-        seen, mean, there > 0, detail, scarcity.expand(len(x)).to(x.device), states or States(), Gaze()
-    )
+    diverse = tensions.diversify((there > 0).double(), tensions.novelty(mean, there > 0), there > 0)
+    scarcity = scarcity.expand(len(x)).to(x.device)
+    balance = realizer.balance(seen, detail, diverse, there > 0, scarcity, states or States(), Gaze())
     ladder = torch.tensor(LADDER, device=x.device)
     general = (ladder / LADDER[0]).log() / (ladder[-1] / LADDER[0]).log()
     gained = lost[..., :1] - lost
