@@ -1,18 +1,23 @@
-"""Allocators to compare `relevance` with: simple ones on the same field, and itself with a part left out."""
+"""What `relevance` is compared with: simple ones on the same field, and itself with a part left out.
 
-from dataclasses import dataclass, field
+Each decides from one `Measured`, so that all see the same ways of the same image.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from regard.allocate import Allocator, load, top_slots
+from regard.allocate import load, top_slots
 from regard.allocate.pool import areas
 from regard.allocation import Allocation
-from regard.record import WAYS
-from regard.relevance import ways
-from regard.relevance.quadtree import Quadtree
+from regard.record import STATES, WAYS
+from regard.relevance.realized import Measured, Realized
 from regard.relevance.realizer import Realizer
-from regard.tokens import Question, VisualTokens
+from regard.relevance.tensions import States
+
+Decide = Callable[[Measured, int], Allocation]
 
 
 def without(way: str) -> Realizer:
@@ -23,70 +28,61 @@ def without(way: str) -> Realizer:
     return realizer
 
 
-@dataclass(frozen=True)
-class TopOfField(Allocator):
+def realized(realizer: Realizer, **states: float) -> Decide:
+    """Relevance itself, by a realizer and at states of which some may be fixed."""
+    return lambda measured, budget: realizer.decide(measured, budget, States(**states)).allocation
+
+
+def top_of_field(measured: Measured, budget: int) -> Allocation:
     """The tokens with the largest relevance in the same field, whole."""
-
-    needs = ("grid",)
-    uses = ("question",)
-    realizer: Realizer = field(default_factory=Realizer, repr=False, compare=False)
-
-    def decide(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation:
-        return Allocation.select(top_slots(self.field(tokens, question), tokens.valid, budget), tokens.valid.shape[1])
-
-    @torch.no_grad()
-    def field(self, tokens: VisualTokens, question: Question | None) -> Tensor:
-        return self.realizer(tokens, question, 1).balance.field
+    return Allocation.select(top_slots(_field(measured), measured.tokens.valid, budget), measured.detail.shape[1])
 
 
-@dataclass(frozen=True)
-class HalfCoverage(TopOfField):
+def half_coverage(measured: Measured, budget: int) -> Allocation:
     """Half of the budget evenly over the image, half on the tokens with the largest relevance in the same field."""
-
-    def decide(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation:
-        relevance = self.field(tokens, question)
-        if budget > 1:
-            even = load("grid").allocate(tokens, question, budget // 2)
-            relevance = relevance.scatter(1, even.anchor, torch.inf)
-        return Allocation.select(top_slots(relevance, tokens.valid, budget), tokens.valid.shape[1])
+    relevance = _field(measured)
+    if budget > 1:
+        even = load("grid").allocate(measured.tokens, None, budget // 2)
+        relevance = relevance.scatter(1, even.anchor, torch.inf)
+    return Allocation.select(top_slots(relevance, measured.tokens.valid, budget), relevance.shape[1])
 
 
-@dataclass(frozen=True)
-class SaliencyQuadtree(Allocator):
-    """The same quadtree cut where that recovers most detail, whatever was asked."""
-
-    needs = ("grid",)
-
-    def decide(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation:
-        grid, valid = ways.needed_grid(tokens), tokens.valid
-        tree = Quadtree.of(ways.standardised(tokens), grid, valid)
-        size = (tree.high - tree.low).clamp(min=1)
-        return _cut(tokens, tree, tree.order(tree.energy / size), budget)
+def saliency_quadtree(measured: Measured, budget: int) -> Allocation:
+    """The same quadtree cut where that recovers most detail, whatever was asked (after arXiv 2304.00287)."""
+    even = measured.tokens.valid.double() / measured.tokens.valid.sum(dim=1, keepdim=True)
+    balance = Realizer().decide(measured, budget, States(1.0, 0.0, 0.0)).balance
+    balance = replace(balance, field=even, poles=torch.stack((even, even, even), dim=1))
+    return Realized(measured, balance, budget).allocation
 
 
-@dataclass(frozen=True)
-class TwoLevels(TopOfField):
-    """Two resolutions only: an even coarse grid of a quarter of the budget, and its most relevant cells in full."""
-
-    def decide(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation:
-        cells = max(1, budget // 4)
-        cell = areas(tokens, cells)
-        inside = torch.where(tokens.valid, cell, cells)
-        size = torch.zeros(len(cell), cells + 1).scatter_add(1, inside, torch.ones_like(inside, dtype=torch.float32))
-        total = torch.zeros(len(cell), cells + 1).scatter_add(1, inside, self.field(tokens, question).float())
-        turn = (-total / size.clamp(min=1)).argsort(dim=1, stable=True).argsort(dim=1).gather(1, inside)
-        order = torch.where(tokens.valid, turn, cells).argsort(dim=1, stable=True)
-        first = turn.gather(1, order).diff(dim=1, prepend=torch.full_like(turn[:, :1], -1)) != 0
-        opened = ~first & tokens.valid.gather(1, order)  # a cell's first token stays for the cell
-        number = opened.cumsum(dim=1)
-        own = opened & (number <= budget - cells)
-        group = torch.where(own, cells + number - 1, cell.gather(1, order))
-        return Allocation.merge(torch.empty_like(group).scatter(1, order, group), budget, boxes=tokens.boxes)
+def two_levels(measured: Measured, budget: int) -> Allocation:
+    """Two resolutions only: a quarter of the budget as an even coarse grid, its most relevant cells in full."""
+    tokens, cells = measured.tokens, max(1, budget // 4)
+    cell = areas(tokens, cells)
+    inside = torch.where(tokens.valid, cell, cells)
+    size, total = (
+        torch.zeros(len(cell), cells + 1).scatter_add(1, inside, values.float())
+        for values in (torch.ones_like(inside), _field(measured))
+    )
+    turn = (-total / size.clamp(min=1)).argsort(dim=1, stable=True).argsort(dim=1).gather(1, inside)
+    order = torch.where(tokens.valid, turn, cells).argsort(dim=1, stable=True)
+    first = turn.gather(1, order).diff(dim=1, prepend=torch.full_like(turn[:, :1], -1)) != 0
+    opened = ~first & tokens.valid.gather(1, order)  # a cell's first token stays for the cell
+    number = opened.cumsum(dim=1)
+    group = torch.where(opened & (number <= budget - cells), cells + number - 1, cell.gather(1, order))
+    return Allocation.merge(torch.empty_like(group).scatter(1, order, group), budget, boxes=tokens.boxes)
 
 
-def _cut(tokens: VisualTokens, tree: Quadtree, rank: Tensor, budget: int) -> Allocation:
-    region = (rank < budget - 1).cumsum(0) - 1
-    region = region - region[tree.begin[:-1].clamp(max=len(region) - 1)][tree.image]
-    group = torch.full((tokens.valid.numel(),), -1)
-    group[tree.token] = region
-    return Allocation.merge(group.view_as(tokens.valid), budget, boxes=tokens.boxes)
+def components() -> dict[str, Decide]:
+    """Relevance with a part left out: a way without weight, a tension held at 0 or all of them at the middle."""
+    parts = {f"relevance without {way}": realized(without(way)) for way in WAYS}
+    full = Realizer()
+    parts |= {f"relevance without {state}": realized(full, **{state: 0.0}) for state in STATES}
+    parts |= {"relevance, scope 1": realized(full, scope=1.0)}
+    parts |= {"relevance, prioritization 1": realized(full, prioritization=1.0)}
+    return parts | {"relevance, all tensions 0.5": realized(full, **dict.fromkeys(STATES, 0.5))}
+
+
+def _field(measured: Measured) -> Tensor:
+    with torch.no_grad():
+        return Realizer().field(measured.seen, measured.tokens.valid)[0]

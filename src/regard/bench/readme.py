@@ -8,18 +8,21 @@ from pathlib import Path
 from regard.errors import DataError
 from regard.files import write_whole
 
-DOCUMENTS = ("README.md", "docs/selectors.md")
-_BLOCK = re.compile(r"(<!-- figures: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+DOCUMENTS = ("README.md", "docs/selectors.md", "docs/relevance.md")
+_BLOCK = re.compile(r"(<!-- (?:figures|table): ([^\s/]+)(?:/(\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def generated(text: str, results: Path) -> str:
-    """The text with each block `<!-- figures: NAME --> ... <!-- end -->` filled from results/NAME.json."""
+    """The text with each block `<!-- figures: NAME --> ... <!-- end -->` filled from results/NAME.json, and each
+    `<!-- table: NAME/TABLE --> ... <!-- end -->` from one of its tables.
+    """
 
     def block(found: re.Match[str]) -> str:
         file = results / f"{found[2]}.json"
         if not file.exists():
             raise DataError(f"a document shows figures of {str(file)!r}, which does not exist: run `make bench`")
-        return found[1] + _figures(json.loads(file.read_text())) + found[3]
+        data = json.loads(file.read_text())
+        return found[1] + (_table(data["tables"][found[3]]) if found[3] else _figures(data)) + found[4]
 
     return _BLOCK.sub(block, text)
 
@@ -34,6 +37,12 @@ def _figures(data: dict) -> str:
     lines.append("")
     lines.append(f"`{data['command']}`{seed}, {data['date']}, on {data['machine']}, torch {data['versions']['torch']}.")
     return "\n".join(lines) + "\n"
+
+
+def _table(table: dict) -> str:
+    columns = table["columns"]
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *table["rows"]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def main() -> None:

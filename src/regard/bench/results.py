@@ -49,9 +49,18 @@ def provenance() -> dict[str, Any]:
 
 
 def publish(
-    name: str, command: str, rows: list[Row], made: dict[str, Any], seed: int | None = None, notes: dict | None = None
+    name: str,
+    command: str,
+    rows: list[Row],
+    made: dict[str, Any],
+    seed: int | None = None,
+    notes: dict | None = None,
+    tables: dict[str, dict[str, Any]] | None = None,
 ) -> None:
-    """Print the rows as a table and as one line of JSON, and write them to results/NAME.json."""
+    """Print the rows as a table and as one line of JSON, and write them to results/NAME.json.
+
+    tables: by name, each of columns and rows of text, for documents.
+    """
     data = {
         "name": name,
         "command": command,
@@ -59,13 +68,14 @@ def publish(
         "seed": seed,
         "rows": [asdict(row) | {"met": row.met} for row in rows],
         "notes": notes or {},
+        **({"tables": tables} if tables else {}),
     }
     grid = Table("what", "figure", "unit", "target", "met", title=command, title_justify="left")
     for row in rows:
         grid.add_row(row.name, f"{row.value:.4g}", row.unit, row.target, {None: "", True: "yes", False: "NO"}[row.met])
     Console(width=130).print(grid)
     write_whole(Path("results") / f"{name}.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-    Console().out(json.dumps(data, ensure_ascii=False))
+    Console().out(json.dumps({key: value for key, value in data.items() if key != "tables"}, ensure_ascii=False))
 
 
 def medians(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The command line: `regard look`, `regard ask`, `regard calibrate`, `regard list`.
+"""The command line: `regard look`, `ask`, `tiles`, `calibrate`, `list` and `bench`.
 
 Exit codes: 0, 1 for a failure, 2 for a usage that cannot work.
 """
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from regard import __version__
 from regard.cli._ask import ask
+from regard.cli._bench import bench
 from regard.cli._calibrate import calibrate
 from regard.cli._shared import (
     Progress,
@@ -130,6 +131,7 @@ def look(
 
 app.command()(ask)
 app.command()(tiles)
+app.add_typer(bench, name="bench")
 app.command()(calibrate)
 
 

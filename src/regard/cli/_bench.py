@@ -1,0 +1,47 @@
+"""`regard bench`: what the project measures of itself."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from regard.cli._shared import Progress, UsageError
+
+bench = typer.Typer(no_args_is_help=True, help="Measure: writes results/ in the current folder.")
+QUICK = (0.1,)
+
+
+@bench.callback()
+def _root() -> None:
+    pass
+
+
+@bench.command()
+def allocators(
+    scenes: Annotated[int, typer.Option(help="Of each of the seven kinds, for each seed.")] = 20,
+    seeds: Annotated[int, typer.Option(help="Sets of scenes.")] = 3,
+    half: Annotated[
+        Literal["tune", "report"], typer.Option(help="Settings were chosen on tune, and are shown on report.")
+    ] = "report",
+    quick: Annotated[bool, typer.Option("--quick", help="Two scenes of a kind, one budget, nothing written.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """When relevance realization is worth it: every allocator on scenes whose answer's place is known."""
+    if scenes < 1 or seeds < 1:
+        raise UsageError(f"--scenes and --seeds must be at least 1, got {scenes} and {seeds}")
+    from regard.bench.allocators import BUDGETS, run
+    from regard.bench.proof import publish_proof, show
+    from regard.bench.results import provenance
+    from regard.eyes.embedded import EmbeddedEye
+
+    made = provenance()
+    count, sets, budgets = (2, 1, QUICK) if quick else (scenes, seeds, BUDGETS)
+    with Progress(quiet) as stage:
+        stage("read the photos")
+        eye = EmbeddedEye()
+        cells = run(eye, half, count, sets, budgets, lambda done, of: stage(f"scene {done} of {of}"))
+    if quick:
+        show(cells)
+        return
+    line = f"regard bench allocators --scenes {scenes} --seeds {seeds} --half {half}"
+    publish_proof("allocators" if half == "report" else f"allocators-{half}", line, cells, made)
