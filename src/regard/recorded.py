@@ -6,7 +6,7 @@ import math
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,11 @@ def look_of(
 
 
 def fields_of(allocator: object) -> dict[str, Any]:
-    """An allocator's parameters as plain data; what is not plain as its repr."""
+    """An allocator's parameters as plain data, those that its repr shows; what is not plain as its own repr."""
     if not is_dataclass(allocator) or isinstance(allocator, type):
         return {}
-    return {name: value if _is_plain(value) else repr(value) for name, value in asdict(allocator).items()}
+    shown = {field.name: getattr(allocator, field.name) for field in fields(allocator) if field.repr}
+    return {name: value if _is_plain(value) else repr(value) for name, value in shown.items()}
 
 
 def _is_plain(value: object) -> bool:

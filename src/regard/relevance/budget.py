@@ -5,6 +5,8 @@ cost; where values are not concave, the increments of their majorant are taken w
 and monotone in a region's own weight, and an image's do not depend on its batch.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -34,7 +36,7 @@ def solve(
     _check(weights, values, ladder, key)
     regions, rungs = values.shape[1:]
     sizes = ladder.tolist()
-    room = _feasible(checked_budget(budget), regions, sizes) - regions * sizes[0]
+    room = feasible(budget, regions, sizes) - regions * sizes[0]
     if key is not None:
         order = key.argsort(dim=1, stable=True)
         weights, values = weights.gather(1, order), values.gather(1, order[..., None].expand_as(values))
@@ -77,7 +79,9 @@ def majorant(
     return slopes, first
 
 
-def _feasible(budget: int, regions: int, sizes: list[int]) -> int:
+def feasible(budget: int, regions: int, sizes: Sequence[int]) -> int:
+    """The budget as it is. Raises BudgetError where `regions` of the ladder's sizes cannot take it."""
+    budget = checked_budget(budget)
     low, high = regions * sizes[0], regions * sizes[-1]
     if not low <= budget <= high:
         raise BudgetError(

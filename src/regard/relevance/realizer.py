@@ -9,7 +9,7 @@ from regard.allocation import TilePlan
 from regard.amount import checked_budget
 from regard.errors import DataError
 from regard.relevance import tensions, tiles, ways
-from regard.relevance.budget import LADDER, solve
+from regard.relevance.budget import LADDER, feasible, solve
 from regard.relevance.quadtree import Quadtree
 from regard.relevance.realized import Gaze, Measured, Realized
 from regard.relevance.tensions import Balance, States, Tensions
@@ -127,6 +127,7 @@ def plan_tiles(
         tiles.checked_layout(layout, grid) if layout else tiles.layout(grid, budget, aspect or grid[2] / grid[1])
     )
     realizer, count = realizer or Realizer(), rows * columns
+    budget = feasible(budget, count, LADDER)
     tile = tiles.members(grid, rows, columns).to(valid.device).expand_as(valid)
     tile = torch.where(valid, tile, -1)
     x = ways.standardised(tokens)
