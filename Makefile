@@ -29,6 +29,8 @@ bench: $(READY)
 	$(BIN)/python -m regard.bench.speed
 	$(BIN)/python -m regard.bench.selectors
 	$(BIN)/python -m regard.bench.shorten
+	$(BIN)/python -m regard.bench.relevance
+	$(BIN)/regard bench allocators
 	$(BIN)/python -m regard.bench.tasks.mosaic
 	$(BIN)/python -m regard.bench.readme
 

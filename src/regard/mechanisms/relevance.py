@@ -1,4 +1,4 @@
-"""Relevance realization, the fourth way: tokens where the question needs them, looked for in up to three looks."""
+"""Relevance realization, the fourth way: tokens where the question needs them, in one look or several."""
 
 import os
 import time
@@ -15,7 +15,7 @@ from regard.eyes.embedded import EmbeddedEye
 from regard.mechanisms import Seen
 from regard.record import Record
 from regard.recorded import boxes_of, look_of, made_by, read_picture, relevance_of
-from regard.relevance.gaze import MOST_LOOKS, Attend, by_likeness, gaze
+from regard.relevance.gaze import Attend, by_likeness, gaze
 from regard.relevance.realizer import Realizer
 from regard.relevance.tensions import States
 from regard.tokens import VisualTokens
@@ -28,14 +28,15 @@ class RelevanceRealization:
     """Allocate, attend, feed the attention back, allocate again (regard.relevance.gaze).
 
     eye: by default the embedded one. attends: makes what attends from the realizer and the image's tokens, by default
-    the question's own words, over the tokens. looks: at most so many; 1 for the allocator alone.
+    the question's own words, over the tokens. looks: at most so many. One look is the allocator alone, and the default:
+    the words by themselves know nothing after a look that they did not before it (docs/relevance.md has the figures).
     """
 
     eye: Eye = field(default_factory=EmbeddedEye)
     realizer: Realizer = field(default_factory=Realizer)
     states: States = field(default_factory=States)
     attends: Callable[[Realizer, VisualTokens], Attend] = by_likeness
-    looks: int = MOST_LOOKS
+    looks: int = 1
     model: LanguageModel = QWEN2_5_7B
 
     def __call__(self, image: str | os.PathLike | bytes | PIL.Image.Image, question: str, budget: int) -> Seen:

@@ -58,7 +58,7 @@ class Tensions(nn.Module):
         with its second where the correction is 0.
         """
         logs = drives.double().log()
-        weight, bias = self.correction.weight.double(), self.correction.bias.double()
+        weight, bias = self.correction.weight.to(logs), self.correction.bias.to(logs)
         moved = nn.functional.linear(logs.flatten(1), weight, bias)
         states = (2 * (logs[..., 0] - logs[..., 1]) + moved).sigmoid()
         columns = [

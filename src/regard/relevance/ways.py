@@ -37,7 +37,7 @@ def standardised(tokens: VisualTokens) -> Float[Tensor, "b n d"]:
     valid = tokens.valid
     x = tokens.features.detach().to(torch.promote_types(tokens.features.dtype, torch.float32))
     x = x if tokens.mask is None else x.masked_fill(~valid[..., None], 0)
-    largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=(1, 2))[:, None, None]
+    largest = x.abs().amax(dim=(1, 2), keepdim=True)
     count = valid.sum(dim=1).clamp(min=1)[:, None, None]
     x = x - (x.sum(dim=1, keepdim=True, dtype=torch.float64) / count).to(x.dtype)
     if tokens.mask is not None:
@@ -57,9 +57,9 @@ def propositional(
     0 everywhere in a constant image. x: `standardised` features, so x -> a x + c changes nothing.
     """
     total, count = _three_by_three(x, grid), _three_by_three(valid[..., None].to(x.dtype), grid)
-    others = (count - 1).clamp(min=1)
-    error = torch.linalg.vector_norm(torch.where(count > 1, x - (total - x) / others, 0), dim=2).double().square()
-    error = error / x.shape[2]
+    away = torch.linalg.vector_norm(total.addcmul_(x, count, value=-1), dim=2).double()  # from the mean, x the others
+    others = (count.squeeze(2) - 1).double()
+    error = torch.where(others > 0, away / others.clamp(min=1), 0).square() / x.shape[2]
     middle = _lower_median(error, valid) + 1e-6
     bits = 0.5 * torch.log2(1 + error / middle)
     return (bits / (1 + bits)).masked_fill(~valid, 0)
@@ -77,7 +77,7 @@ def perspectival(
     acuity is 1 everywhere; with fixations (x, y in [0, 1]) salience is scaled by 1/2 + acuity / 2, with acuity 1 at a
     fixation and 1/2 at 0.15 diagonals. x: `standardised` features.
     """
-    near, far = _Blur(grid, valid, CENTRE), _Blur(grid, valid, SURROUND)
+    near, far = (_Blur(grid, valid, deviation) for deviation in (CENTRE, SURROUND))
     contrast = torch.zeros(valid.shape, dtype=torch.float64, device=x.device)
     for part in x.split(_CHANNELS, dim=2):  # some at a time: quick, and little memory
         part = part.double()
@@ -157,7 +157,7 @@ class Participatory(nn.Module):
         real = torch.ones_like(alone[:, 0], dtype=torch.bool) if question.mask is None else question.mask
         power = (alone.square().sum(dim=1) / valid.sum(dim=1, keepdim=True).clamp(min=1) + 1e-6) * real
         share = power / power.sum(dim=1, keepdim=True)
-        return ((alone * share[:, None]).sum(dim=2) / self.log_temperature.double().exp()).sigmoid()
+        return ((alone * share[:, None]).sum(dim=2) / self.log_temperature.to(alone).exp()).sigmoid()
 
     @staticmethod
     def _projected(to: nn.Module, x: Tensor, what: str) -> Tensor:
@@ -166,7 +166,7 @@ class Participatory(nn.Module):
                 raise ShapeError(
                     f"the {what} have {x.shape[-1]} dimensions, this realizer was made for {to.in_features}"
                 )
-            return F.linear(x.detach().double(), to.weight.double())
+            return F.linear(x.detach().double(), to.weight.to(x.device, torch.float64))
         return x.detach().double()
 
 
@@ -224,8 +224,8 @@ class Field(nn.Module):
         z = robust_scores(ways, valid)
         regions = valid.sum(dim=1)[:, None]
         precision = 1 - entropy(_softmax(z, valid[:, None])) / regions.double().log().clamp(min=1e-9)
-        mix = (precision.clamp(min=0).add(1e-3).log() + self.gain.double()).softmax(dim=1)
-        scores = (mix[..., None] * z).sum(dim=1) / self.log_temperature.double().exp()
+        mix = (precision.clamp(min=0).add(1e-3).log() + self.gain.to(precision)).softmax(dim=1)
+        scores = (mix[..., None] * z).sum(dim=1) / self.log_temperature.to(z).exp()
         return _softmax(scores, valid), mix, z
 
 
