@@ -13,6 +13,8 @@ from torch import Tensor
 
 from regard.allocation import Allocation, Mixed
 from regard.record import Answer, Look, Record
+from regard.report.digits import short
+from regard.report.realization import pooled, why
 from regard.report.table import memory_of, name_of
 
 TIMES = "\u00d7"
@@ -31,13 +33,23 @@ TABLE = (
 
 def page(record: Record) -> str:
     """The HTML of report.html. Its policy lets nothing run or load but what is in the file."""
-    template = resources.files("regard.report").joinpath("page.html").read_text("utf-8")
+    template = _template()
     parts = {
         "title": _ascii(html.escape(f"{record.picture.name}: where the tokens go")),
         "policy": html.escape(_policy(template)),
         "data": _embedded(_data(record)),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+
+
+def _template() -> str:
+    """page.html with the scripts that it names inside."""
+    folder = resources.files("regard.report")
+
+    def inside(found: re.Match[str]) -> str:
+        return folder.joinpath(found[1]).read_text("utf-8").rstrip("\n")
+
+    return re.sub(r"\{\{(\w+\.js)\}\}", inside, folder.joinpath("page.html").read_text("utf-8"))
 
 
 def _ascii(text: str) -> str:
@@ -73,10 +85,11 @@ def _data(record: Record) -> dict[str, Any]:
         "facts": _facts(record),
         "answers": _answers(record.answers),
         "questions": record.questions,
-        "boxes": [_short(side, 6) for box in record.boxes for side in box],
+        "boxes": [short(side, 6) for box in record.boxes for side in box],
         "grid": record.grid,
-        "relevance": [[_short(value) for value in values] for values in record.relevance],
+        "relevance": [[short(value) for value in values] for values in record.relevance],
         "maps": _shared(looks),
+        "lists": pooled([look["why"] for look in looks if look["why"]]),
         "looks": looks,
         "table": {"caption": _caption(record), "names": TABLE},
         "small": [
@@ -117,7 +130,7 @@ def _answers(answers: tuple[Answer, ...]) -> list[dict[str, Any]]:
                 "text": answer.text,
                 "tokens": f"{answer.visual_tokens} visual tokens of {answer.prompt_tokens} in the prompt",
                 "first": f"first token after {answer.first_token * 1e3:,.1f} ms",
-                "shares": {stage: _short(seconds / longest) for stage, seconds in stages.items()},
+                "shares": {stage: short(seconds / longest) for stage, seconds in stages.items()},
                 "cost": "; ".join([" + ".join(times), *after, *memory]),
             }
         )
@@ -128,7 +141,9 @@ def _looks(record: Record) -> list[dict[str, Any]]:
     allocations = [look.allocation for look in record.looks]
     spent = [allocation.spent()[0] for allocation in allocations]
     moved = _moved(record.looks, spent)
-    return [_look(*each) for each in zip(record.looks, allocations, spent, moved, strict=True)]
+    reasons = [why(look, record.picture) for look in record.looks]
+    looks = [_look(*each) for each in zip(record.looks, allocations, spent, moved, strict=True)]
+    return [{**look, "why": reason} for look, reason in zip(looks, reasons, strict=True)]
 
 
 def _shared(looks: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -151,10 +166,10 @@ def _look(look: Look, allocation: Allocation, spent: Tensor, moved: float | None
         "question": look.question,
         "title": f"{look.allocator} ({fields})" if fields else look.allocator,
         "note": _note(look, moved),
-        "nearest": _short(look.nearest_quarter),
+        "nearest": short(look.nearest_quarter),
         "fair": look.tokens_out / look.tokens_in,
         "cells": _cells(look),
-        "spent": [_short(value) for value in spent.tolist()],
+        "spent": [short(value) for value in spent.tolist()],
         "owner": owner.tolist(),
         "reads": reads.tolist(),
         "readers": None if readers is None else readers.tolist(),
@@ -210,9 +225,3 @@ def _moved(looks: tuple[Look, ...], spent: list[Tensor]) -> list[float | None]:
         else:
             shares.append(None)
     return shares
-
-
-def _short(value: float, digits: int = 5) -> float | int:
-    """The number in few characters."""
-    value = float(f"{value:.{digits}g}")
-    return int(value) if value.is_integer() else value

@@ -5,11 +5,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from regard.record import Answer, Record
+from regard.record import Answer, Look, Realization, Record
 
 
-def table(record: Record) -> Table:
-    """One row for each question and allocator."""
+def table(record: Record) -> Group:
+    """One row for each question and allocator, and below one line for each that says why."""
     grid = Table(title=escape(_title(record)), title_justify="left", header_style="bold")
     if len(record.questions) > 1:
         grid.add_column("question", overflow="fold")
@@ -32,7 +32,16 @@ def table(record: Record) -> Table:
         "on nearest quarter: share of the kept tokens on the quarter of the image nearest to the question, blind 25%. "
         f"prefill: {record.language_model} with {record.prompt_tokens} text tokens, by formula."
     )
-    return grid
+    return Group(grid, *(_reason(record, look, why) for look in record.looks if (why := look.realization)))
+
+
+def _reason(record: Record, look: Look, why: Realization) -> Text:
+    """The states, the weights of the ways, and whether anything was asked."""
+    asked = f", “{record.questions[look.question]}”" if len(record.questions) > 1 else ""
+    states = [f"{name} {state:.2f}{' fixed' if name in why.fixed else ''}" for name, state in why.states.items()]
+    mix = [f"{name} {share:.0%}" for name, share in why.mix.items()]
+    alone = "; nothing was asked: relevance of the image alone" if why.image_only else ""
+    return Text.assemble((f"{look.allocator}{asked}: ", "bold"), f"{', '.join(states)}; {', '.join(mix)}{alone}")
 
 
 def answers_table(record: Record, more: int = 0) -> Group:
