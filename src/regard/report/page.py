@@ -161,7 +161,7 @@ def _look(look: Look, allocation: Allocation, spent: Tensor, moved: float | None
     owner: the output that reads the token (most), -1 where none does. readers: how many do, where it can be several.
     """
     owner, reads, readers = _owners(allocation, spent)
-    fields = ", ".join(f"{name} {value}" for name, value in look.fields.items() if value is not None)
+    fields = ", ".join(f"{name} {value}" for name, value in look.fields.items() if value not in (None, "auto"))
     return {
         "question": look.question,
         "title": f"{look.allocator} ({fields})" if fields else look.allocator,

@@ -25,10 +25,12 @@ def preview(record: Record) -> Image.Image:
 
 
 def heat_map(record: Record, look: Look) -> Image.Image:
-    """The photo where the most tokens are spent, dark and grey where none are, in between by share."""
+    """The photo where the most tokens are spent, dark and grey where none are, in between by the cube root of the
+    share, so that what one token in thirty stands for can still be seen.
+    """
     spent = look.allocation.spent()[0].numpy()
     photo = preview(record)
-    level = _painted(record, spent / max(spent.max(), 1e-12), photo.size)
+    level = _painted(record, np.cbrt(spent / max(spent.max(), 1e-12)), photo.size)
     dark = np.asarray(photo.convert("L").convert("RGB")) * 0.3
     return Image.fromarray((dark + (np.asarray(photo) - dark) * level[..., None]).round().astype(np.uint8))
 
