@@ -140,7 +140,9 @@ def test_novelty_is_what_a_few_others_cannot_tell(seed: int, masked: bool, sizes
         assert ((got >= 0) & (got <= 1)).all()
         for image in range(2):
             real = valid[image].numpy()
-            starts = (reference_novelty(x[image].numpy(), real, pivots, first) for first in np.flatnonzero(real))
+            starts = (
+                reference_novelty(x[image].numpy(), real, pivots, first) for first in np.flatnonzero(real).tolist()
+            )
             assert any(np.allclose(got[image], want, atol=1e-4) for want in starts)  # at first all have as much
 
 
