@@ -38,9 +38,14 @@ def ask(
     model: Annotated[str, typer.Option(help="A folder, or a name of the Hugging Face hub.", show_default=False)],
     budget: Annotated[int | None, typer.Option(help="Tokens an image.", show_default=False)] = None,
     keep: Annotated[float | None, typer.Option(help="Fraction of the tokens to keep.", show_default="0.25")] = None,
-    allocator: Annotated[str | None, typer.Option(help="How to shorten.", show_default="divprune")] = None,
+    allocator: Annotated[
+        str | None, typer.Option(help="How to shorten.", show_default="divprune; none with --tiles")
+    ] = None,
     compare: Annotated[
         str | None, typer.Option(help="More ways to shorten: names, separated by commas.", show_default=False)
+    ] = None,
+    tiles: Annotated[
+        int | None, typer.Option(help="Answer from the image in tiles, of so many tokens in all.", show_default=False)
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 32,
     positions: Annotated[Positions, typer.Option(help="Where the tokens left stand.")] = "original",
@@ -61,12 +66,14 @@ def ask(
     """Ask a vision-language model about a photo, with all of its visual tokens and with fewer."""
     images, question = _split(words)
     first, others = _one_name(allocator), names_in(compare)
-    _check_usage(first, others, sign, max_new_tokens, {"budget": budget, "keep": keep}, len(images))
+    amount: dict[str, Any] = {"budget": budget, "keep": keep, "tiles": tiles}
+    _check_usage(first, others, sign, max_new_tokens, amount, len(images))
     chosen = [*([first] if first or not others else []), *(others or [])]
-    states = checked_states(scope, tempering, prioritization, [name or "divprune" for name in chosen])
+    uses = None if tiles is not None else [name or "divprune" for name in chosen]
+    states = checked_states(scope, tempering, prioritization, uses)
     check_writable(out)
     _check_images(images)
-    amount: dict[str, Any] = {"budget": budget, "keep": keep, "allocator": first, "compare": others or ()}
+    amount |= {"allocator": first, "compare": others or ()}
     way = {"max_new_tokens": max_new_tokens, "positions": positions, "sign": sign, "seed": seed, "states": states}
     with Progress(quiet) as stage:
         asked = _answered(images, question, model, dtype, device, progress=stage, **amount, **way)
@@ -87,8 +94,11 @@ def _answered(images: list[str], question: str, model: str, dtype: str, device: 
         options["progress"]("load the model")
         hush()
         from regard.vlm.ask import ask as answers
-        from regard.vlm.processors import load_model, load_processor
+        from regard.vlm.processors import load_config, load_model, load_processor
+        from regard.vlm.tiled import token_pixels
 
+        if options["tiles"] is not None:
+            token_pixels(load_config(model))
         processor = load_processor(model)
         return answers(load_model(model, dtype=dtype, device=device), processor, images, question, **options)
 
@@ -131,9 +141,9 @@ def _check_usage(
         raise UsageError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
     check_allocators([*([] if first is None else [first]), *([""] if others == [] else others or [])])
     if any(value is not None for value in amount.values()):
-        from regard.vlm.decide import budgets_of
+        from regard.vlm.ask import checked_amount
 
-        budgets_of([1] * images, **amount)
+        checked_amount(images, **amount, named=bool(first or others))
 
 
 def _check_images(images: list[str]) -> None:

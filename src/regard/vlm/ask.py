@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import PIL.Image
@@ -13,6 +14,7 @@ from torch import nn
 
 from regard.allocate import Allocates, made, name_of
 from regard.errors import BudgetError, DataError, ModelError
+from regard.eyes.crops import Tile
 from regard.record import STAGES, Answer, Picture, Record
 from regard.recorded import made_by, read_picture
 from regard.relevance.tensions import States
@@ -23,22 +25,24 @@ from regard.vlm.opened import Opened, opened
 from regard.vlm.processors import model_name
 from regard.vlm.shorten import shorten
 from regard.vlm.shortened import Shortened
+from regard.vlm.tiled import TILES, Tiling, checked_tiles, listed, token_pixels
 
 Image = str | os.PathLike | bytes | PIL.Image.Image
-ALL = "all tokens"
+ALL, WHOLE = "all tokens", {"keep": 1.0}
 QUICK, ROUNDS = 20.0, 3  # where all answers together take up to so many seconds, they are given so many times
 
 
 @dataclass(frozen=True)
 class Asked:
-    """answers: the untouched model's first, then one for each allocator. records: one an image, with all answers.
-
-    notes: what is not exact for this model, in one line each.
+    """answers: the untouched model's first, then one for each allocator, and that from tiles last. records: one an
+    image, with all answers. notes: what is not exact for this model, in one line each. tiles: what the image was cut
+    into, in the order of the prompt.
     """
 
     answers: tuple[Answer, ...]
     records: tuple[Record, ...]
     notes: tuple[str, ...] = ()
+    tiles: tuple[Tile, ...] = ()
 
 
 def ask(
@@ -51,6 +55,7 @@ def ask(
     keep: float | None = None,
     allocator: str | Allocates | None = None,
     compare: Sequence[str | Allocates] = (),
+    tiles: int | None = None,
     max_new_tokens: int = 32,
     positions: Literal["original", "compact"] = "original",
     sign: Literal[1, -1] = 1,
@@ -63,29 +68,67 @@ def ask(
     model, processor: of Hugging Face, as they come; `regard.vlm.processors` loads both without torchvision. image: a
     path, bytes or PIL image, or several of them for one question about all. budget: tokens an image, or a number for
     each image; or keep: the fraction to keep (a quarter where neither is given). allocator: a name or an object
-    ("divprune" where none is given and nothing to compare); compare: others to answer with too. positions, sign: as in
-    `shorten`. states: of the tensions of `relevance` where it goes by its name. seed: for allocators that draw.
-    progress: told the name of each stage as it starts.
+    ("divprune" where none is given, nothing to compare and no tiles); compare: others to answer with too. tiles: answer
+    also from the image cut into tiles of so many tokens in all, as fine as the question needs each, for models whose
+    tokens follow an image's size. positions, sign: as in `shorten`. states: of the tensions of `relevance` where it
+    goes by its name, and of the tiles. seed: for allocators that draw. progress: told the name of each stage as it
+    starts.
 
     Answers are greedy and made by the model's own `generate`. The untouched model goes the same way as the others, with
     every token kept, which changes no bit of its logits; so the vision encoder is timed apart for all of them. One run
     that is not counted warms up; times of quick answers are medians of three. Raises RegardError where a user can mend.
     """
     vlm = opened(model)
-    chosen = _chosen(allocator, compare, seed, states)
-    keep = 0.25 if budget is None and keep is None else keep
+    several = _several(image)
+    amount = checked_amount(len(several), budget, keep, tiles, named=allocator is not None or bool(compare))
+    chosen = _chosen(allocator, compare, seed, states) if amount else []
+    _check(vlm, question, max_new_tokens, tiles)
     progress("read")
-    pictures = [read_picture(one) for one in _several(image)]
-    _check(vlm, question, max_new_tokens, budgets_of([1] * len(pictures), budget, keep))
+    pictures = [read_picture(one) for one in several]
     with torch.no_grad():
         inputs = chat_inputs(vlm, processor, [picture for picture, _ in pictures], question)
         run = _Run(vlm, processor, inputs, {"question": question, "positions": positions, "sign": sign})
         progress("warm up")
-        run.once(None, {"keep": 1.0}, min(2, max_new_tokens))
-        ways = [(None, {"keep": 1.0}), *((each, {"budget": budget, "keep": keep}) for each in chosen)]
-        answers, shorts, rounds = run.measured(ways, max_new_tokens, progress)
-    records = _records(shorts[1:], [preview for _, preview in pictures], answers, _made(vlm, seed, rounds))
-    return Asked(answers, records, tuple(dict.fromkeys(short.caution for short in shorts if short.caution)))
+        run.once(None, WHOLE, min(2, max_new_tokens))
+        ways = [(ALL, partial(run.once, None, WHOLE, max_new_tokens))]
+        ways += [(name_of(each), partial(run.once, each, amount, max_new_tokens)) for each in chosen]
+        if tiles is not None:
+            tiling = Tiling(vlm, processor, pictures[0][0], question, tiles, sign, states or States())
+            ways.append((TILES, partial(run.tiled, tiling, max_new_tokens)))
+        done, rounds = _measured(ways, progress)
+    records = _records(done, [preview for _, preview in pictures], _made(vlm, seed, rounds, done[-1].tiles))
+    notes = dict.fromkeys(each.short.caution for each in done if each.short.caution)
+    return Asked(tuple(each.answer for each in done), records, tuple(notes), done[-1].tiles)
+
+
+def checked_amount(
+    images: int, budget: int | Sequence[int] | None, keep: float | None, tiles: int | None, named: bool
+) -> dict[str, Any]:
+    """What allocators spend, a quarter of the tokens by default; nothing where tiles alone are asked for.
+
+    named: whether an allocator is. Raises BudgetError, and DataError for tiles of several images.
+    """
+    given = budget is not None or keep is not None
+    if tiles is not None:
+        checked_tiles(tiles, images)
+        if given and not named:
+            raise BudgetError(
+                "beside tiles, a budget (or keep) is for allocators, and none is named: name one, or none"
+            )
+        if not named:
+            return {}
+    amount = {"budget": budget, "keep": keep if given else 0.25}
+    budgets_of([1] * images, **amount)
+    return amount
+
+
+@dataclass(frozen=True)
+class _Done:
+    """An answer, what the model was given for it, and the tiles it was made from."""
+
+    answer: Answer
+    short: Shortened
+    tiles: tuple[Tile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,23 +140,19 @@ class _Run:
     inputs: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
 
-    def measured(
-        self, ways: Sequence[tuple[Allocates | None, Mapping[str, Any]]], new: int, progress: Callable[[str], None]
-    ) -> tuple[tuple[Answer, ...], list[Shortened], int]:
-        """An answer for each way, and the rounds: three where all are quick, for the medians of their times."""
-        rounds: list[list[tuple[Answer, Shortened]]] = []
-        start = time.perf_counter()
-        while not rounds or (len(rounds) < ROUNDS and time.perf_counter() - start < QUICK * len(rounds)):
-            rounds.append([])
-            for allocator, amount in ways:
-                progress(f"answer: {ALL if allocator is None else name_of(allocator)}")
-                rounds[-1].append(self.once(allocator, amount, new))
-        answers = tuple(_median([answer for answer, _ in same]) for same in zip(*rounds, strict=True))
-        return answers, [short for _, short in rounds[0]], len(rounds)
-
-    def once(self, allocator: Allocates | None, amount: Mapping[str, Any], new: int) -> tuple[Answer, Shortened]:
-        """One answer, with all tokens where there is no allocator."""
+    def tiled(self, tiling: Tiling, new: int) -> _Done:
+        """One answer from the tiles of the image, with all of their tokens; all that it takes to cut is deciding."""
         memory = PeakMemory(self.inputs["input_ids"].device)
+        cut = tiling.cut(self.inputs)
+        done = replace(self, inputs=cut.inputs).once(None, WHOLE, new, memory)
+        answer = replace(done.answer, allocator=TILES, seconds={**done.answer.seconds, "decide": cut.seconds})
+        return _Done(answer, done.short, cut.tiles)
+
+    def once(
+        self, allocator: Allocates | None, amount: Mapping[str, Any], new: int, memory: PeakMemory | None = None
+    ) -> _Done:
+        """One answer, with all tokens where there is no allocator. memory: that already counts, where there is one."""
+        memory = memory or PeakMemory(self.inputs["input_ids"].device)
         way = "random" if allocator is None else allocator  # any keeps all, and this one needs nothing
         short = shorten(self.vlm.model, self.inputs, way, processor=self.processor, **amount, **self.options)
         times = TokenTimes()
@@ -133,7 +172,22 @@ class _Run:
             memory_before=memory.before,
             memory_peak=peak,
         )
-        return answer, short
+        return _Done(answer, short)
+
+
+def _measured(
+    ways: Sequence[tuple[str, Callable[[], _Done]]], progress: Callable[[str], None]
+) -> tuple[list[_Done], int]:
+    """An answer for each way, and the rounds: three where all are quick, for the medians of their times."""
+    rounds: list[list[_Done]] = []
+    start = time.perf_counter()
+    while not rounds or (len(rounds) < ROUNDS and time.perf_counter() - start < QUICK * len(rounds)):
+        rounds.append([])
+        for name, answer in ways:
+            progress(f"answer: {name}")
+            rounds[-1].append(answer())
+    by_way = zip(*rounds, strict=True)
+    return [replace(same[0], answer=_median([each.answer for each in same])) for same in by_way], len(rounds)
 
 
 def _median(same: Sequence[Answer]) -> Answer:
@@ -160,32 +214,34 @@ def _chosen(
     return [made(each, seed, states) for each in unique]
 
 
-def _check(vlm: Opened, question: str, max_new_tokens: int, budgets: Sequence[int]) -> None:
+def _check(vlm: Opened, question: str, max_new_tokens: int, tiles: int | None) -> None:
     if not isinstance(question, str) or not question.strip():
         raise DataError("the question is empty: ask in words, such as 'where is the cat?'")
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise BudgetError(f"the answer must have at least 1 token, got {max_new_tokens!r}")
     if vlm.model.training:
         raise ModelError("the model is in training mode, which answers at random: call model.eval() first")
+    if tiles is not None:
+        token_pixels(vlm.config)
 
 
-def _records(
-    shorts: Sequence[Shortened], previews: Sequence[Picture], answers: tuple[Answer, ...], made: dict[str, str]
-) -> tuple[Record, ...]:
-    """One Record an image, with a Look for each way of shortening."""
-    by_image = zip(*(short.records(previews) for short in shorts), strict=True)
+def _records(done: Sequence[_Done], previews: Sequence[Picture], made: dict[str, str]) -> tuple[Record, ...]:
+    """One Record an image, with a Look for each way of shortening. done: the untouched model's answer first."""
+    answers = tuple(each.answer for each in done)
+    by_image = zip(*(each.short.records(previews) for each in done if not each.tiles), strict=True)
     seconds = dict(answers[0].seconds)
     return tuple(
-        replace(same[0], looks=tuple(r.looks[0] for r in same), answers=answers, seconds=seconds, made=made)
-        for same in by_image
+        replace(whole, looks=tuple(r.looks[0] for r in others), answers=answers, seconds=seconds, made=made)
+        for whole, *others in by_image
     )
 
 
-def _made(vlm: Opened, seed: int, rounds: int) -> dict[str, str]:
+def _made(vlm: Opened, seed: int, rounds: int, tiles: Sequence[Tile]) -> dict[str, str]:
     device = vlm.device
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     name = model_name(vlm.config.name_or_path) or vlm.config.model_type
     dtype = str(next(vlm.model.parameters()).dtype).removeprefix("torch.")
     timed = "once" if rounds == 1 else f"medians of {rounds} rounds"
     about = {"model": f"{name}, {dtype}", "device": place, "timed": timed, "memory": PeakMemory.kind(device)}
-    return {**made_by(seed), **about}
+    cut = {"tiles": f"{len(tiles)} of {listed([tile.tokens for tile in tiles])} tokens"} if tiles else {}
+    return {**made_by(seed), **about, **cut}

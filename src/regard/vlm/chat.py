@@ -17,20 +17,24 @@ _WITHOUT_TEMPLATE = {  # {0}: the images' tokens; {1}: the question
 }
 
 
-def chat_inputs(vlm: Opened, processor: Any, images: Sequence[PIL.Image.Image], question: str) -> dict[str, Any]:
+def chat_inputs(
+    vlm: Opened, processor: Any, images: Sequence[PIL.Image.Image], question: str, *, resize: bool = True
+) -> dict[str, Any]:
     """What the processor returns for one prompt, on the model's device: the images first, then the question.
 
-    Raises ModelError or DataError where the processor cannot make it.
+    resize: False for images that have the size that the model should see. Raises ModelError or DataError where the
+    processor cannot make it.
     """
     if not callable(processor) or not hasattr(processor, "tokenizer"):
         raise ModelError(f"expected the model's processor, which takes images and text, got {type(processor).__name__}")
     from jinja2 import TemplateError
 
+    options = {} if resize else {"images_kwargs": {"do_resize": False}}
     try:
         if getattr(processor, "chat_template", None):
-            made = _templated(processor, images, question)
+            made = _templated(processor, images, question, options)
         else:
-            made = _plain(vlm, processor, images, question)
+            made = _plain(vlm, processor, images, question, options)
     except RegardError:
         raise
     except (TemplateError, TypeError, ValueError) as error:
@@ -40,7 +44,7 @@ def chat_inputs(vlm: Opened, processor: Any, images: Sequence[PIL.Image.Image], 
     return {name: _moved(value, vlm.device, dtype) for name, value in made.items() if name != "labels"}
 
 
-def _templated(processor: Any, images: Sequence[PIL.Image.Image], question: str) -> Any:
+def _templated(processor: Any, images: Sequence[PIL.Image.Image], question: str, options: dict[str, Any]) -> Any:
     content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
     return processor.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -48,10 +52,13 @@ def _templated(processor: Any, images: Sequence[PIL.Image.Image], question: str)
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
+        **({"processor_kwargs": options} if options else {}),
     )
 
 
-def _plain(vlm: Opened, processor: Any, images: Sequence[PIL.Image.Image], question: str) -> Any:
+def _plain(
+    vlm: Opened, processor: Any, images: Sequence[PIL.Image.Image], question: str, options: dict[str, Any]
+) -> Any:
     kind = vlm.config.model_type
     if kind not in _WITHOUT_TEMPLATE:
         raise ModelError(
@@ -59,7 +66,7 @@ def _plain(vlm: Opened, processor: Any, images: Sequence[PIL.Image.Image], quest
             "set processor.chat_template, or add chat_template.jinja to the model's folder"
         )
     text = _WITHOUT_TEMPLATE[kind].format(processor.image_token * len(images), question)
-    return processor(images=list(images), text=[text], return_tensors="pt")
+    return processor(images=list(images), text=[text], return_tensors="pt", **options)
 
 
 def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

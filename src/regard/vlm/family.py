@@ -42,12 +42,14 @@ class Family(ABC):
     model_types: the values of `config.model_type`. encoder_inputs: the inputs that `base.get_image_features` takes;
     required: those of them that must be there.
     listed_by: where that function returns a list of features, what its entries are of.
+    any_size: whether the tokens of an image follow its size, one for each square of patch size x merge size pixels.
     """
 
     model_types: ClassVar[tuple[str, ...]]
     encoder_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     required: ClassVar[tuple[str, ...]] = ("pixel_values",)
     listed_by: ClassVar[Literal["image", "prompt"]] = "image"
+    any_size: ClassVar[bool] = False
 
     @abstractmethod
     def attention_layer(self, base: nn.Module) -> nn.Module:

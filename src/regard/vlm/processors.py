@@ -76,6 +76,11 @@ def model_name(folder: str | os.PathLike) -> str:
     return cached[-1].removeprefix("models--").replace("--", "/") if cached else path.name
 
 
+def load_config(name: str | os.PathLike) -> Any:
+    """The configuration of a model, none of its weights. Raises ModelError where there is none."""
+    return _config(model_folder(name))
+
+
 def load_model(name: str | os.PathLike, *, dtype: str | torch.dtype = "auto", device: str = "auto") -> nn.Module:
     """A vision-language model, ready to answer. dtype: "auto" is that of its files. device: "auto" is a GPU if any.
 

@@ -20,6 +20,7 @@ class Qwen2VL(Family):
 
     model_types = ("qwen2_vl", "qwen2_5_vl")
     encoder_inputs = required = ("pixel_values", "image_grid_thw")
+    any_size = True
 
     def attention_layer(self, base: Any) -> nn.Module:
         whole = getattr(base.config.vision_config, "fullatt_block_indexes", None)

@@ -17,6 +17,7 @@ class Qwen3VL(Family):
 
     model_types = ("qwen3_vl",)
     encoder_inputs = required = ("pixel_values", "image_grid_thw")
+    any_size = True
 
     def attention_layer(self, base: Any) -> nn.Module:
         return before_last(base.visual)
