@@ -71,7 +71,7 @@ def relaxed(realized: Realized) -> Float[Tensor, "b n"]:
         raise DataError("learning takes tokens without a mask: batch images of one size")
     scope = realized.balance.states[:, :1]
     weights = realized.balance.terms.sum(dim=1) * ((1 - scope) + scope * realized.detail)
-    return water_fill(weights + 1e-9, realized.budget, 0.0, 1.0)
+    return water_fill(weights + 1e-9, float(realized.budget), 0.0, 1.0)
 
 
 def straight_through(
