@@ -1,4 +1,4 @@
-"""What the tests of the attention layers share: parameters that hide nothing, and comparisons of outputs and gradients."""
+"""What the tests of attention layers share: parameters that hide nothing, and comparisons that see gradients too."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 EXACT, SINGLE = 1e-9, 1e-5  # of float64 references, and of those that go through float32
+
+
+Run = Callable[[Tensor], Tensor]
 
 
 def randomised(module, seed: int = 0, dtype: torch.dtype = torch.float64):
