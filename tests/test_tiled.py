@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import transformers
 
 import regard
 import tiny_processors
@@ -290,10 +291,9 @@ def test_families_of_one_size_say_which_can(name: str, loaded, folder: Path):
 def test_a_tokens_side_is_that_of_the_vision_configuration(saved):
     assert set(QWEN) | set(OTHERS) == set(catalogue())
     assert [kind for kind in QWEN if family_of(load_config(saved(kind))).any_size] == QWEN
-    config = load_config(saved("qwen3_vl"))
-    assert token_pixels(config) == SIDE
-    config.vision_config.patch_size = 16
-    assert token_pixels(config) == 32
+    assert token_pixels(load_config(saved("qwen3_vl"))) == SIDE
+    as_published = {kind: token_pixels(transformers.AutoConfig.for_model(kind)) for kind in QWEN}
+    assert as_published == {"qwen2_vl": 28, "qwen2_5_vl": 28, "qwen3_vl": 32}
 
 
 def test_a_processor_that_resizes_all_the_same_is_one_line(loaded, folder: Path, monkeypatch):
