@@ -167,7 +167,7 @@ def test_what_cannot_be_planned_names_the_limits_and_the_nearest():
     for budget, nearest in ((383, 384), (2401, 2400)):
         with pytest.raises(BudgetError, match=f"^{limits}, got {budget}: the nearest is {nearest}$"):
             plan_tiles(tokens, None, budget, layout=(2, 3))
-    with pytest.raises(BudgetError, match="64 to 400 tokens, got a budget of 63: the nearest is 64"):
+    with pytest.raises(BudgetError, match="take a budget from 64 to 6400, got 63: the nearest is 64"):
         plan_tiles(tokens, None, 63)
     assert int(plan_tiles(tokens, None, 6400).counts.sum()) == 2 * 6400
     with pytest.raises(BudgetError, match="got 6500: the nearest is 6400$"):

@@ -134,19 +134,18 @@ def plan_tiles(
     seen = tiles.fullest(realizer.seen(x, tokens, question), tile, count)
     there = torch.zeros(len(tile), count + 1, device=tile.device).scatter_add(1, tile % (count + 1), valid.float())
     lost = tiles.losses(x, grid, rows, columns, tile)
-    mean = x.new_zeros(len(x), count + 1, x.shape[2]).scatter_add(1, (tile % (count + 1))[..., None].expand_as(x), x)
-    there, mean = there[:, :-1], mean[:, :-1]
+    sums = x.new_zeros(len(x), count + 1, x.shape[2]).scatter_add(1, (tile % (count + 1))[..., None].expand_as(x), x)
+    there, sums = there[:, :-1], sums[:, :-1]
     scarcity = 1 - torch.tensor((budget - count * LADDER[0]) / (count * (LADDER[-1] - LADDER[0])), dtype=torch.float64)
     detail = _over_mean(lost[..., 0], there > 0)
-    diverse = tensions.diversify((there > 0).double(), tensions.novelty(mean, there > 0), there > 0)
+    diverse = tensions.diversify((there > 0).double(), tensions.novelty(sums, there > 0), there > 0)
     scarcity = scarcity.expand(len(x)).to(x.device)
     balance = realizer.balance(seen, detail, diverse, there > 0, scarcity, states or States(), Gaze())
     ladder = torch.tensor(LADDER, device=x.device)
     general = (ladder / LADDER[0]).log() / (ladder[-1] / LADDER[0]).log()
-    gained = lost[..., :1] - lost
-    recovered = gained / (gained[..., -1].sum(dim=1) / count).clamp(min=1e-12)[:, None, None]
+    recovered = tiles.recovered(x, sums, tile, lost, general)
     scope = balance.states[:, 0, None, None]
-    values = (1 - scope) * general + scope * recovered.cummax(dim=2).values
+    values = (1 - scope) * general + scope * recovered
     counts = solve(balance.terms.sum(dim=1), values, ladder, budget)
     return TilePlan(tiles.boxes(rows, columns).to(x.device).expand(len(x), -1, -1), counts)
 

@@ -17,11 +17,14 @@ _CHANNELS = 128
 def layout(grid: tuple[int, int, int], budget: int, aspect: float) -> tuple[int, int]:
     """Rows and columns of tiles: as many as give each about 160 tokens, the middle of the ladder, and nearly square.
 
-    aspect: width over height. Raises BudgetError for less than one tile's least.
+    aspect: width over height. Raises BudgetError for less than one tile's least or more than all can take.
     """
-    if budget < LADDER[0]:
+    most = grid[1] * grid[2] * LADDER[-1]
+    if not LADDER[0] <= budget <= most:
+        nearest = min(max(budget, LADDER[0]), most)
         raise BudgetError(
-            f"one tile takes {LADDER[0]} to {LADDER[-1]} tokens, got a budget of {budget}: the nearest is {LADDER[0]}"
+            f"tiles of {LADDER[0]} to {LADDER[-1]} tokens, at most one for each of the eye's tokens, take a budget "
+            f"from {LADDER[0]} to {most}, got {budget}: the nearest is {nearest}"
         )
     middle = math.sqrt(LADDER[0] * LADDER[-1])
     best, least = (1, 1), math.inf
@@ -93,6 +96,34 @@ def losses(
         by_tile = by_tile.scatter_add(1, torch.where(tile >= 0, tile, rows * columns), lost)
         found.append(by_tile[:, :-1])
     return torch.stack(found, dim=2)
+
+
+def recovered(
+    x: Float[Tensor, "b n d"],
+    sums: Float[Tensor, "b r d"],
+    tile: Int[Tensor, "b n"],
+    lost: Float[Tensor, "b r l"],
+    general: Float[Tensor, " l"],
+) -> Float[Tensor, "b r l"]:
+    """The detail that each rung wins back from the lowest, over the average tile's at the top.
+
+    Where the eye's grid is no finer than the lowest rung it cannot tell: a tile is then taken to hold detail beyond it
+    in proportion to its own variance, won back by the concave law. sums: of each tile's tokens.
+    """
+    count = lost.shape[1]
+    gained = (lost[..., :1] - lost).cummax(dim=2).values
+    total = gained[..., -1].sum(dim=1)[:, None, None] / count
+    square = torch.linalg.vector_norm(x, dim=2).double().square()
+    inside = torch.where(tile >= 0, tile, count)
+    own, size = (
+        square.new_zeros(len(x), count + 1).scatter_add(1, inside, part)[:, :-1]
+        for part in (square, torch.ones_like(square))
+    )
+    own = own - torch.linalg.vector_norm(sums, dim=2).double().square() / size.clamp(min=1)
+    guess = own.clamp(min=0)[..., None] * general
+    average = own.clamp(min=0).sum(dim=1)[:, None, None] / count
+    known = total > 1e-6 * average
+    return torch.where(known, gained / total.clamp(min=1e-12), guess / average.clamp(min=1e-12))
 
 
 def _blocks(n: int, parts: int, side: int, device: torch.device) -> Float[Tensor, "n n"]:
