@@ -26,6 +26,7 @@ def randomised(module, seed: int = 0, dtype: torch.dtype = torch.float64):
 def assert_same(ours: Tensor, theirs: Tensor, limit: float = EXACT) -> None:
     """Equal to `limit`, relative to the size of the reference, which must not be 0."""
     assert ours.shape == theirs.shape, f"{tuple(ours.shape)} and {tuple(theirs.shape)}"
+    ours, theirs = ours.detach(), theirs.detach()
     size = float(theirs.abs().max())
     assert size > 1e-3, "the reference is 0: the comparison would say nothing"
     assert float((ours - theirs).abs().max()) <= limit * max(size, 1)
