@@ -180,6 +180,12 @@ def test_values_that_are_not_concave_are_bought_whole():
     assert found == [[[1, 1]], [[1, 1]], [[3, 1]], [[3, 2]], [[3, 3]]]
 
 
+def test_what_ties_goes_a_rung_at_a_time():
+    values = torch.tensor([1.0, 2.0, 3.0]).expand(1, 3, 3)
+    found = [solve(torch.ones(1, 3), values, torch.tensor([1, 2, 3]), budget)[0].tolist() for budget in range(3, 10)]
+    assert found == [[1, 1, 1], [2, 1, 1], [2, 2, 1], [2, 2, 2], [3, 2, 2], [3, 3, 2], [3, 3, 3]]
+
+
 def test_what_weighs_nothing_comes_last():
     values = concave(LADDER, 0.5).expand(1, 3, -1)
     weights = torch.tensor([[0.0, 1.0, 1.0]]).double()

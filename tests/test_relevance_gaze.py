@@ -14,7 +14,7 @@ from regard.relevance.realizer import Realizer
 from regard.relevance.tensions import States
 from relevance_toys import asking, drawn
 
-few = settings(max_examples=10, deadline=None, derandomize=True)
+few = settings(max_examples=5, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31)
 REALIZER = Realizer()
 GRID = (1, 8, 8)

@@ -12,6 +12,7 @@ from regard import Allocation, BudgetError, DataError, Question, VisualTokens
 from regard.relevance.learning import counterfactual, distillation, relaxed, straight_through, water_fill
 from regard.relevance.realizer import Realizer
 from regard.relevance.tensions import States
+from regard.relevance.ways import standardised
 from relevance_toys import asking, drawn
 
 few = settings(max_examples=20, deadline=None, derandomize=True)
@@ -143,20 +144,19 @@ def test_a_toy_is_learned_within_a_hundred_steps():
     realizer = Realizer(spaces=(6, 5), rank=4)
     tokens, question, target = toy(1, 64, hidden)
 
+    def field(seen: VisualTokens, asked: Question) -> torch.Tensor:
+        return realizer.field(realizer.seen(standardised(seen), seen, asked), seen.valid)[0]
+
     def on_target() -> float:
         with torch.no_grad():
-            return float((realizer(tokens, question, 16).balance.field * target).sum(dim=1).mean())
+            return float((field(tokens, question) * target).sum(dim=1).mean())
 
     before, even = on_target(), float(target.double().mean())
     adam = torch.optim.Adam(realizer.parameters(), lr=0.05)
     for step in range(60):
         seen, asked, wanted = toy(100 + step, 16, hidden)
-        loss = distillation(
-            realizer(seen, asked, 16).balance.field,
-            torch.arange(64).expand(16, -1),
-            wanted.double(),
-            temperature=0.2,
-        )
+        region = torch.arange(64).expand(16, -1)
+        loss = distillation(field(seen, asked), region, wanted.double(), temperature=0.2)
         adam.zero_grad()
         loss.backward()
         adam.step()

@@ -87,7 +87,7 @@ def moved(found: Realized, image: int, which: str, budget: int) -> tuple[float, 
     return float(slope[made].sum()), float(best_values(found, image)[budget - 1] - value)
 
 
-@few
+@settings(few, max_examples=8)
 @given(seeds, st.sampled_from(NAMES), unit, unit, st.integers(2, 34), st.booleans())
 def test_a_state_moves_its_quantity_one_way(seed: int, which: str, one: float, other: float, budget: int, ask: bool):
     """The exchange theorem; a bundle that the budget cuts may cost what it lacks of the best, at either end."""
@@ -134,7 +134,7 @@ def test_what_was_visited_gets_less_of_an_explorer():
     assert one.equal(other)
 
 
-@few
+@settings(few, max_examples=4)
 @given(seeds, unit, st.integers(2, 34))
 def test_diversifying_ignores_the_question_and_focus_does_not(seed: int, scope: float, budget: int):
     tokens = drawn(seed, (1, 5, 7), d=13)

@@ -118,6 +118,19 @@ def test_what_a_rung_loses_is_what_area_averages_lose(grid, layout: tuple[int, i
     assert (got[..., 0] > got[..., 3]).all()
 
 
+def test_what_is_won_back_is_over_the_average_tile_or_guessed_from_variance():
+    tokens, general = drawn(7, (1, 9, 9), d=3), torch.tensor([0.0, 0.4, 1.0]).double()
+    x, tile = standardised(tokens), tiles.members((1, 9, 9), 1, 3).expand(2, -1).clone()
+    tile[1, 5:20] = -1
+    sums = torch.stack([torch.stack([x[i][tile[i] == t].sum(dim=0) for t in range(3)]) for i in range(2)])
+    lost = torch.tensor([[[6.0, 7.0, 1.0], [4.0, 3.0, 0.0], [2.0, 2.0, 2.0]], [[0.0] * 3] * 3]).double()
+    got = tiles.recovered(x, sums, tile, lost, general)
+    assert got[0].flatten().tolist() == pytest.approx([0, 0, 5 / 3, 0, 1 / 3, 4 / 3, 0, 0, 0])
+    own = [float(((y := x[1][tile[1] == t]) - y.mean(dim=0)).square().sum()) for t in range(3)]
+    want = torch.tensor(own).double()[:, None] / (sum(own) / 3) * general
+    torch.testing.assert_close(got[1], want)
+
+
 def test_detail_gets_tokens_where_all_counts_for_detail():
     """One tile of four has fine texture, the others are flat."""
     x = torch.zeros(1, 32, 32, 5)
