@@ -92,12 +92,17 @@ def test_it_stops_where_the_answer_is_certain():
     assert doubtful.allocation.spent()[0].equal(certain.allocation.spent()[0])
 
 
-def test_it_stops_where_nothing_moves_and_asks_no_more():
+def test_it_stops_where_nothing_moves():
     """A budget of 1 is one token for the whole image, whatever is attended to."""
-    tokens, question, looker = drawn(3, GRID, d=13), asking(3, 13), Looker(CORNER)
-    found = gaze(REALIZER, tokens, question, 1, looker)
+    tokens, question = drawn(3, GRID, d=13), asking(3, 13)
+    found = gaze(REALIZER, tokens, question, 1, Looker(CORNER))
     assert found.count.tolist() == [1, 1]
     assert len(found.looks) == 2  # the second is how it is known
+
+
+def test_it_asks_no_more_where_nothing_moves():
+    tokens, question, looker = drawn(3, GRID, d=13), asking(3, 13), Looker(CORNER)
+    gaze(REALIZER, tokens, question, 1, looker)
     assert len(looker.heard) == 2
 
 
@@ -147,24 +152,47 @@ def test_a_mirrored_image_is_looked_at_in_the_mirror(target: torch.Tensor):
     assert after(x.flip(1, 2), mirrored).equal(after(x, target).flip(1, 2))
 
 
+class Watched(Realizer):
+    """A realizer that keeps what it was told of earlier looks."""
+
+    def forward(self, tokens, question, budget, states=None, gaze=None):
+        self.told = [*getattr(self, "told", []), gaze]
+        return super().forward(tokens, question, budget, states, gaze)
+
+
 @few
 @given(seeds, st.integers(2, 31))
 def test_visits_are_bounded_by_the_looks(seed: int, budget: int):
-    tokens, question = drawn(seed, GRID, seed % 2 == 0, d=13), asking(seed, 13)
-    seen = []
-
-    class Watched(Realizer):
-        def forward(self, tokens, question, budget, states=None, gaze=None):
-            seen.append(gaze)
-            return super().forward(tokens, question, budget, states, gaze)
-
-    gaze(Watched(), tokens, question, budget, Looker(CORNER))
-    assert seen[0] is None
-    for number, state in enumerate(seen[1:], start=1):
+    tokens, question, realizer = drawn(seed, GRID, seed % 2 == 0, d=13), asking(seed, 13), Watched()
+    gaze(realizer, tokens, question, budget, Looker(CORNER))
+    assert realizer.told[0] is None
+    for number, state in enumerate(realizer.told[1:], start=1):
+        assert state is not None
         assert ((state.visits >= 0) & (state.visits <= number)).all()
         torch.testing.assert_close(state.belief.sum(dim=1), torch.ones(2).double())
         assert state.belief[~tokens.valid].abs().sum() == 0
         assert state.visits[~tokens.valid].abs().sum() == 0
+
+
+def test_what_is_fed_back_is_what_was_earned_and_spent():
+    tokens, question, realizer = drawn(1, GRID, True, d=13), asking(1, 13), Watched()
+    target = torch.rand(2, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    looks = gaze(realizer, tokens, question, 16, Looker(target, uncertainty=torch.tensor([0.5, 0.3]))).looks
+    assert len(looks) == 3
+    valid = tokens.valid.numpy()
+    for image in range(2):
+        belief, visits, count = valid[image] * 1.0, valid[image] * 0.0, int(valid[image].sum())
+        for look, state in zip(looks[:-1], realizer.told[1:], strict=True):
+            assert state is not None
+            found = valid[image] * 0.0
+            for row in look.allocation.matrix()[image].double().numpy():
+                found[row > 0] = row @ target[image].numpy()  # each token of a region earns what the region did
+                visits[row > 0] += max(0, (row.max() - 1 / count) / (1 - 1 / count))
+            belief = found if state is realizer.told[1] else (belief * found) ** 0.5
+            belief = belief / belief.sum()
+            assert state.belief[image].tolist() == pytest.approx(belief.tolist(), rel=1e-5)
+            assert state.visits[image].tolist() == pytest.approx(visits.tolist(), rel=1e-5, abs=1e-7)
+            assert state.uncertainty.tolist() == pytest.approx([0.5, 0.3])
 
 
 def test_an_image_alone_is_looked_at_as_in_a_batch():

@@ -13,6 +13,7 @@ from regard import Question, VisualTokens
 from regard.relevance.realized import Gaze, Realized
 from regard.relevance.realizer import Realizer
 from regard.relevance.tensions import States
+from regard.relevance.ways import perspectival, standardised
 from relevance_toys import GRIDS, asking, drawn
 
 few = settings(max_examples=10, deadline=None, derandomize=True)
@@ -48,6 +49,18 @@ def test_the_worth_of_a_cut_is_that_of_the_formula(seed: int, grid, masked: bool
             compress = (one * math.log((n1 + n2) / n1) + other * math.log((n1 + n2) / n2)) / math.log(count)
             particular = (one + other) / (n1 + n2) * float(tree.energy[place]) / variance
             np.testing.assert_allclose(worth[k, :, place], [compress, particular], rtol=1e-9, atol=1e-12)
+
+
+def test_what_a_budget_and_an_earlier_look_change():
+    """The scarcity of tokens drives scope; acuity is about the fixations."""
+    tokens = drawn(8, (1, 5, 7), True, d=4)
+    fixations = torch.tensor([[[0.1, 0.9]], [[0.7, 0.2]]], dtype=torch.float64)
+    for budget in (1, 5, 11):
+        found = realized(tokens, None, budget, {}, Gaze(fixations=fixations))
+        scarcity = 1 - (budget - 1) / (tokens.valid.sum(dim=1).double() - 1)
+        torch.testing.assert_close(found.balance.drives[:, 0, 1], scarcity + 0.05)
+        near = perspectival(standardised(tokens), (1, 5, 7), tokens.valid, fixations)
+        torch.testing.assert_close(found.seen[:, 1], near)
 
 
 def best_values(found: Realized, image: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from regard import BudgetError, DataError, Question, ShapeError, VisualTokens
 from regard.relevance import tiles
 from regard.relevance.budget import LADDER
-from regard.relevance.realizer import plan_tiles
+from regard.relevance.realizer import Realizer, plan_tiles
 from regard.relevance.tensions import States
 from regard.relevance.ways import standardised
 from relevance_toys import asking, drawn
@@ -46,6 +46,18 @@ def test_more_budget_is_more_for_each_tile():
         counts = plan_tiles(tokens, asking(4, 5), budget, layout=(2, 3), states=held).counts
         assert (counts >= before).all()
         before = counts
+
+
+def test_a_budget_between_the_limits_is_as_scarce_as_it_is_near_the_lower():
+    class Watched(Realizer):
+        def balance(self, seen, detail, diverse, valid, scarcity, states, gaze):
+            heard.append(scarcity.tolist())
+            return super().balance(seen, detail, diverse, valid, scarcity, states, gaze)
+
+    heard: list[list[float]] = []
+    for budget in (384, 636, 2400):
+        plan_tiles(drawn(4, (1, 5, 7), d=5), None, budget, layout=(2, 3), realizer=Watched())
+    assert heard == [[1, 1], [pytest.approx(0.875)] * 2, [0, 0]]
 
 
 @pytest.mark.parametrize(
