@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
-from transformers import SwinConfig
+from transformers import SwinConfig, SwinModel, ViTConfig, ViTModel
 from transformers.models.swin.modeling_swin import SwinAttention, SwinLayer, SwinPatchMerging
 
 from attention_parity import assert_differs, assert_parity, assert_same, randomised
 from regard.attention import window
+from regard.attention.swin import SwinTransformer
 from regard.attention.window import PatchMerging, SwinBlock, WindowAttention
 from regard.errors import ModelError, ShapeError
 
@@ -329,14 +330,93 @@ def test_saved_and_loaded(tmp_path):
     assert torch.equal(PatchMerging.from_pretrained(tmp_path / "merging").double()(x, (7, 9)), merging(x, (7, 9)))
 
 
+def swin(**kwargs) -> SwinModel:
+    sizes = {"image_size": 60, "patch_size": 3, "embed_dim": 12, "depths": [2, 3], "num_heads": [2, 3]}
+    return randomised(SwinModel(SwinConfig(**sizes, window_size=5, layer_norm_eps=1e-6, mlp_ratio=1.5, **kwargs)))
+
+
+# stages of several windows, all shifted; of windows that do not divide; shift off in stage 2; odd pixels and grids
+@pytest.mark.parametrize("size", [(60, 90), (51, 69), (30, 57), (41, 80)])
+def test_the_tower_is_the_references(size):
+    module = swin()
+    tower = SwinTransformer.from_transformers(module)
+    pixels = torch.randn(2, 3, *size, dtype=torch.float64)
+    assert_parity(tower, lambda x: copy.deepcopy(module)(x).last_hidden_state, pixels)
+    for learned in (True, False):
+        assert_same(tower.requires_grad_(learned)(pixels), copy.deepcopy(module)(pixels).last_hidden_state)
+
+
+def test_mutations_of_the_tower_fail():
+    module = swin()
+    pixels = torch.randn(2, 3, 60, 90, dtype=torch.float64)
+    for stage, place, shift in ((0, 1, 0), (0, 0, 2), (1, 1, 0), (1, 2, 2)):
+        tower = SwinTransformer.from_transformers(module)
+        tower.stages[stage][place].attention.shift = shift  # pyright: ignore
+        assert_differs(tower, lambda x: module(x).last_hidden_state, pixels)
+    for norm in ("norm", "patch_norm"):
+        tower = SwinTransformer.from_transformers(module)
+        getattr(tower, norm).eps = 1e-1
+        assert_differs(tower, lambda x: module(x).last_hidden_state, pixels)
+
+
+def test_learned_positions_are_the_references():
+    module = swin(use_absolute_embeddings=True)
+    tower = SwinTransformer.from_transformers(module)
+    pixels = torch.randn(2, 3, 60, 60, dtype=torch.float64)
+    assert_parity(tower, lambda x: module(x).last_hidden_state, pixels)
+    with pytest.raises(ShapeError, match="pixels must make 400 patches, got 600"):
+        tower(torch.randn(1, 3, 60, 90).double())
+    assert tower.positions is not None
+    tower.positions.data.zero_()
+    assert_differs(tower, lambda x: module(x).last_hidden_state, pixels)
+
+
+def test_the_towers_weights_are_of_the_block_asked_for():
+    tower = SwinTransformer.from_transformers(swin())
+    pixels = torch.randn(1, 3, 60, 90, dtype=torch.float64)
+    seen = []
+    for layer, heads, count in ((1, 2, 600), (-5, 2, 600), (2, 3, 150), (-1, 3, 150)):
+        weights = tower.weights(pixels, layer)
+        assert weights.shape == (1, heads, count, count)
+        assert torch.allclose(weights.sum(-1), torch.ones(1, 1, 1, dtype=torch.float64))
+        seen.append((weights > 0)[0, 0, 0].sum())
+    assert seen == [4, 25, 25, 25]  # the first window of a shifted block is cut to 2 x 2 where the cycle meets itself
+    with pytest.raises(ShapeError, match=r"layer must be in \[-5, 5\), got 5"):
+        tower.weights(pixels, 5)
+
+
+def test_bad_input_to_the_tower_is_named(tmp_path):
+    with pytest.raises(ShapeError, match="depths and heads"):
+        SwinTransformer(4, 8, [2, 2], [2], 3)
+    tower = SwinTransformer(4, 8, [2, 1], [2, 4], 3, mlp_ratio=2.0).eval()
+    for shape in ((1, 1, 8, 8), (3, 8, 8), (1, 3, 0, 8)):
+        with pytest.raises(ShapeError, match="pixels must have shape"):
+            tower(torch.randn(shape))
+    with pytest.raises(ModelError, match="ViTModel is no Swin"):
+        SwinTransformer.from_transformers(
+            ViTModel(ViTConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1))
+        )
+    assert tower(torch.randn(0, 3, 16, 20)).shape == (0, 6, 16)
+    assert tower(torch.randn(1, 3, 3, 1)).shape == (1, 1, 16)
+    tower.save_pretrained(tmp_path)
+    pixels = torch.randn(1, 3, 24, 36)
+    assert torch.equal(SwinTransformer.from_pretrained(tmp_path)(pixels), tower(pixels))
+    assert tower.bfloat16()(pixels.bfloat16()).dtype == torch.bfloat16
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("grid", [(6, 9), (7, 11), (3, 5)])
-def test_compiled(grid):
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of the compiler itself
+def test_compiled():
+    grid = (7, 11)
     block = randomised(SwinBlock(10, 2, 3, 20, shift=1), dtype=torch.float32)
     x = tokens(grid, dim=10, dtype=torch.float32)
     mask = random_mask(2, x.shape[1], False)
     whole = torch.compile(block, fullgraph=True)
     assert_parity(lambda x: whole(x, grid), lambda x: block(x, grid), x, 1e-5)
-    assert_parity(lambda x: whole(x, grid, mask), lambda x: block(x, grid, mask), x, 1e-5)
-    merging = randomised(PatchMerging(10), dtype=torch.float32)
-    assert_parity(lambda x: torch.compile(merging, fullgraph=True)(x, grid), lambda x: merging(x, grid), x, 1e-5)
+    with torch.no_grad():
+        assert_same(whole(x, grid, mask), block(x, grid, mask), 1e-5)
+        merging = randomised(PatchMerging(10), dtype=torch.float32)
+        assert_same(torch.compile(merging, fullgraph=True)(x, grid), merging(x, grid), 1e-5)
+        tower = randomised(SwinTransformer(4, 8, [2, 1], [2, 2], 3), dtype=torch.float32)
+        pixels = torch.randn(1, 3, 28, 36)
+        assert_same(torch.compile(tower, fullgraph=True)(pixels), tower(pixels), 1e-5)
