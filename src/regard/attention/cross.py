@@ -27,7 +27,8 @@ class CrossAttention(Layer):
     context_dim: as dim by default. qk_dim, v_dim: widths of all heads of queries and keys, and of values; by default
     dim, and as qk_dim. kv_heads: fewer heads of keys and values, each shared by heads / kv_heads neighbouring heads of
     queries (arXiv 2305.13245). bias: of all projections. qk_norm: "layer" or "rms", a norm of each head's queries and
-    keys, of this eps. Where a row of the mask shows nothing the output is 0 (and not the bias), with no gradient.
+    keys, of this eps. Where a row of the mask shows nothing, or there is no context (K = 0), the output is 0 (and not
+    the bias), with no gradient.
 
     Raises ShapeError where heads do not divide a width or kv_heads the heads, or for an input or a mask of another
     shape; ModelError for an unknown norm.
@@ -86,6 +87,8 @@ class CrossAttention(Layer):
         """Queries (B, G, H/G * Q, d), keys and values (B, G, K, d), G = kv_heads, and the mask (B, 1, 1 or Q, K)."""
         check_input("x", x, self.dim)
         check_input("context", context, self.context_dim, len(x))
+        if mask is None and context.shape[1] == 0:  # every row sees nothing
+            mask = torch.ones(context.shape[:2], dtype=torch.bool, device=x.device)
         shown = checked_mask(mask, len(x), x.shape[1], context.shape[1])
         keys, values = self.kv(context).split((self.kv_heads * self.head, self._value * self.kv_heads), dim=-1)
         q, k = self.q_norm(split(self.q(x), self.heads)), self.k_norm(split(keys, self.kv_heads))
