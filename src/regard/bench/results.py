@@ -56,10 +56,11 @@ def publish(
     seed: int | None = None,
     notes: dict | None = None,
     tables: dict[str, dict[str, Any]] | None = None,
+    write: bool = True,
 ) -> None:
     """Print the rows as a table and as one line of JSON, and write them to results/NAME.json.
 
-    tables: by name, each of columns and rows of text, for documents.
+    tables: by name, each of columns and rows of text, for documents. write: False for a run that shows a part only.
     """
     data = {
         "name": name,
@@ -74,7 +75,8 @@ def publish(
     for row in rows:
         grid.add_row(row.name, f"{row.value:.4g}", row.unit, row.target, {None: "", True: "yes", False: "NO"}[row.met])
     Console(width=130).print(grid)
-    write_whole(Path("results") / f"{name}.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    if write:
+        write_whole(Path("results") / f"{name}.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     Console().out(json.dumps({key: value for key, value in data.items() if key != "tables"}, ensure_ascii=False))
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from regard.cli._shared import Progress, UsageError
+from regard.cli._shared import Progress, UsageError, hush, names_in
 
 bench = typer.Typer(no_args_is_help=True, help="Measure: writes results/ in the current folder.")
 QUICK = (0.1,)
@@ -13,6 +13,21 @@ QUICK = (0.1,)
 @bench.callback()
 def _root() -> None:
     pass
+
+
+@bench.command()
+def layers(
+    rounds: Annotated[int, typer.Option(help="Of each measurement.")] = 21,
+    only: Annotated[str | None, typer.Option(help="Parts of names, by commas: shown, not written.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """The attention layers beside their references, in time and memory."""
+    if rounds < 3:
+        raise UsageError(f"--rounds must be at least 3, got {rounds}")
+    hush()
+    from regard.bench.layers import main
+
+    main(rounds, names_in(only) or ())
 
 
 @bench.command()
