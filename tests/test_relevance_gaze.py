@@ -146,7 +146,7 @@ def test_a_mirrored_image_is_looked_at_in_the_mirror(target: torch.Tensor):
 
     def after(image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         tokens = VisualTokens.from_grid(image.flatten(1, 2), (8, 8))
-        return gaze(REALIZER, tokens, question, 16, Looker(target), most=2).looks[-1].allocation.spent().view(2, 8, 8)
+        return gaze(REALIZER, tokens, question, 16, Looker(target), most=2).allocation.spent().view(2, 8, 8)
 
     mirrored = target.view(2, 8, 8).flip(1, 2).flatten(1)
     assert after(x.flip(1, 2), mirrored).equal(after(x, target).flip(1, 2))
@@ -177,7 +177,8 @@ def test_visits_are_bounded_by_the_looks(seed: int, budget: int):
 def test_what_is_fed_back_is_what_was_earned_and_spent():
     tokens, question, realizer = drawn(1, GRID, True, d=13), asking(1, 13), Watched()
     target = torch.rand(2, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    looks = gaze(realizer, tokens, question, 16, Looker(target, uncertainty=torch.tensor([0.5, 0.3]))).looks
+    looker = Looker(target, uncertainty=torch.tensor([0.5, 0.3]))
+    looks = gaze(realizer, tokens, question, 16, looker, States(0.5, 0.5, 0.0)).looks
     assert len(looks) == 3
     valid = tokens.valid.numpy()
     for image in range(2):
