@@ -144,7 +144,7 @@ def test_a_block_with_a_mask_equals_pytorch_and_a_row_that_sees_nothing_is_zero(
     ours = layer(x, mask)
     seen = mask.any(dim=2)
     assert_same(ours[seen], theirs[seen])
-    assert torch.equal(ours[0, 3], layer.out.bias)
+    assert bool((ours[0, 3] == 0).all())
     assert_differs(
         lambda y: layer(y)[seen], lambda y: reference(y, y, y, attn_mask=~mask.repeat_interleave(3, 0))[0][seen], x
     )

@@ -44,9 +44,14 @@ class MultiHeadAttention(Layer):
     def forward(
         self, x: Float[Tensor, "b n c"], mask: Bool[Tensor, "..."] | None = None, rotary: Rotary | None = None
     ) -> Float[Tensor, "b n c"]:
-        """x: (B, N, D). mask: (B, N) or (B, N, N), True = may be seen. rotary: cosines and sines, (N, d) each."""
+        """x: (B, N, D). mask: (B, N) or (B, N, N), True = may be seen. rotary: cosines and sines, (N, d) each.
+
+        A row that sees nothing is 0.
+        """
         q, k, v = self._projected(x, rotary)
-        return self.out(joined(attend(q, k, v, checked_mask(mask, len(x), x.shape[1], x.shape[1]))))
+        shown = checked_mask(mask, len(x), x.shape[1], x.shape[1])
+        y = self.out(joined(attend(q, k, v, shown)))
+        return y if shown is None else y.masked_fill(~shown.any(dim=-1)[:, 0, :, None], 0)
 
     def weights(
         self, x: Float[Tensor, "b n c"], mask: Bool[Tensor, "..."] | None = None, rotary: Rotary | None = None
