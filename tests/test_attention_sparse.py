@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import LongformerConfig, LongformerModel
+from transformers import BigBirdConfig, BigBirdModel, LongformerConfig, LongformerModel
+from transformers.models.big_bird.modeling_big_bird import BigBirdAttention
 
 from attention_cost import assert_linear
 from attention_parity import EXACT, SINGLE, assert_differs, assert_parity, assert_same, randomised
+from regard.attention.block_sparse import BlockSparseAttention
 from regard.attention.sliding import SlidingWindowAttention, places
 from regard.errors import ModelError, ShapeError
 
@@ -244,3 +246,172 @@ class TestSliding:
         compiled = torch.compile(layer, fullgraph=True)
         assert_same(compiled(x, self.SEEN, self.GLOBAL), layer(x, self.SEEN, self.GLOBAL))
         assert_same(compiled(x), layer(x))
+
+
+class TestBlockSparse:
+    TOKENS, BLOCK = 64, 4
+    SEEN = lengths(64, 51, 62, tokens=64)
+
+    @pytest.fixture
+    def x(self):
+        return drawn(BATCH, self.TOKENS, DIM)
+
+    def module(self, random=1, train=False, seed=0) -> Any:
+        config = BigBirdConfig(
+            hidden_size=DIM,
+            num_attention_heads=HEADS,
+            num_random_blocks=random,
+            block_size=self.BLOCK,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            max_position_embeddings=128,
+        )
+        return randomised(BigBirdAttention(config, seed=11), seed).train(train)
+
+    def theirs(self, module, seen):
+        """BigBirdAttention without its residual and norm, under the masks that its model makes."""
+
+        def run(t):
+            blocked, band, rows, keys = BigBirdModel.create_masks_for_block_sparse_attn(seen.to(t), self.BLOCK)
+            y, _ = module.self(t, band, rows, keys, blocked, blocked)
+            return module.output.dense(y) * seen[..., None]
+
+        return run
+
+    def ours(self, layer, seen):
+        return lambda t: layer(t, seen) * seen[..., None]
+
+    def oracle(self, layer, seen):
+        """Dense attention where each pair counts as often as its blocks are named: by loops over blocks."""
+        last, count = -(-seen.shape[1] // layer.block) - 1, seen.shape[1]
+        named = torch.zeros(HEADS, last + 1, last + 1, dtype=torch.float64)
+        for head in range(HEADS):
+            for row in range(last + 1):
+                near = {row - 1, row, row + 1, 0, last} & set(range(last + 1))
+                drawn_too = [] if row in (0, last) else [j for j in layer.blocks[head, row - 1].tolist() if j >= 0]
+                for j in [*(range(last + 1) if row in (0, last) else near), *drawn_too]:
+                    named[head, row, j] += 1
+        named = named.repeat_interleave(layer.block, 1).repeat_interleave(layer.block, 2)[:, :count, :count]
+        counts = named * seen[:, None, None]
+
+        def run(t):
+            q, k, v = layer.qkv(t).chunk(3, dim=-1)
+            return layer.out(dense(q, k, v, counts))
+
+        return run
+
+    @pytest.mark.parametrize("random", [1, 3])
+    @pytest.mark.parametrize("train", [False, True])
+    def test_is_bigbirds(self, x, random, train):
+        module = self.module(random, train)
+        layer = BlockSparseAttention.from_transformers(module, self.TOKENS)
+        assert bool(layer.blocks.any()) == train  # in evaluation the reference takes the first block for all
+        assert_parity(self.ours(layer, self.SEEN), self.theirs(module, self.SEEN), x)
+        bare = BlockSparseAttention.from_transformers(module.self, self.TOKENS)
+        assert_same(module.output.dense(bare(x)), layer(x))
+
+    def test_a_mutation_of_bigbird_is_seen(self, x):
+        module = self.module(train=True)
+        layer = BlockSparseAttention.from_transformers(module, self.TOKENS)
+        run = self.ours(layer, self.SEEN)
+        assert_differs(run, self.theirs(module, torch.ones_like(self.SEEN)), x)
+        assert_differs(run, self.theirs(self.module(train=False), self.SEEN), x)
+        assert_differs(run, self.theirs(self.module(2, train=True), self.SEEN), x)
+        module.self.query, module.self.key = module.self.key, module.self.query
+        assert_differs(run, self.theirs(module, self.SEEN), x)
+
+    @pytest.mark.parametrize("tokens", [1, 3, 5, 9, 13, 29, 61])
+    def test_is_dense_attention_under_a_mask(self, tokens):
+        x = drawn(2, tokens, DIM)
+        layer = randomised(BlockSparseAttention(DIM, HEADS, tokens, 4, 2))
+        seen = torch.rand(2, tokens, generator=torch.Generator().manual_seed(7)) < 0.7
+        seen[0, 0] = seen[1, -1] = True
+        full = torch.ones(2, tokens, dtype=torch.bool)
+        assert_parity(lambda t: layer(t, seen), self.oracle(layer, seen), x)
+        assert_parity(layer, self.oracle(layer, full), x)
+        if tokens > 28:
+            other = BlockSparseAttention(DIM, HEADS, tokens, 4, 2, seed=1).double()
+            other.load_state_dict({**layer.state_dict(), "blocks": other.blocks})
+            assert_differs(layer, self.oracle(other, full), x)
+
+    def test_random_blocks_are_new_ones(self):
+        blocks = BlockSparseAttention(DIM, HEADS, 61, 4, 3).blocks
+        assert blocks.shape == (HEADS, 14, 3)
+        for row in range(1, 15):
+            for found in blocks[:, row - 1].tolist():
+                assert len({*found, 0, 15, row - 1, row, row + 1} - {0, 15, row - 1, row, row + 1}) == 3
+        assert not torch.equal(blocks[0], blocks[1])
+        assert not torch.equal(blocks, BlockSparseAttention(DIM, HEADS, 61, 4, 3, seed=1).blocks)
+        assert BlockSparseAttention(DIM, HEADS, 20, 4, 3).blocks[0].tolist() == [[3, -1, -1], [-1, -1, -1], [1, -1, -1]]
+
+    def test_weights_are_of_the_fast_path(self, x):
+        for layer in (
+            randomised(BlockSparseAttention(DIM, HEADS, self.TOKENS, 4, 2)),
+            BlockSparseAttention.from_transformers(self.module(), self.TOKENS),
+        ):
+            weights = layer.weights(x, self.SEEN)
+            v = layer.qkv(x)[..., 2 * DIM :].unflatten(-1, (HEADS, WIDTH))
+            read = torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2)
+            assert_same(layer(x, self.SEEN), layer.out(read))
+            assert (weights.sum(-1) - 1).abs().max() < EXACT
+
+    def test_what_sees_nothing_is_zero(self, x):
+        layer: Any = randomised(BlockSparseAttention(DIM, HEADS, self.TOKENS, 4, 0))
+        seen = torch.ones(BATCH, self.TOKENS, dtype=torch.bool)
+        seen[0], seen[1, :4], seen[1, 24:44], seen[1, -4:] = False, False, False, False
+        x.requires_grad_()
+        y = layer(x, seen)
+        assert torch.equal(y[0], layer.out.bias.expand(self.TOKENS, -1))
+        assert torch.equal(y[1, 28:40], layer.out.bias.expand(12, -1))
+        assert not layer.weights(x, seen)[1, :, 28:40].any()
+        y.sum().backward()
+        assert x.grad is not None
+        assert x.grad.isfinite().all()
+        assert not x.grad[0].any()
+
+    def test_bad_input(self, x):
+        layer = BlockSparseAttention(DIM, HEADS, self.TOKENS, 4).double()
+        with pytest.raises(ShapeError, match="dim=11 and heads=2"):
+            BlockSparseAttention(11, 2, 64)
+        for tokens, block, random in ((0, 4, 1), (5, 0, 1), (5, 4, -1)):
+            with pytest.raises(ShapeError, match=f"got tokens={tokens}, block={block} and random={random}"):
+                BlockSparseAttention(DIM, HEADS, tokens, block, random)
+        with pytest.raises(ShapeError, match=r"x must be floats of shape \(B, N, 10\)"):
+            layer(x[..., :9])
+        for wrong in (x[:, :60], torch.cat((x, x), 1)):
+            with pytest.raises(ShapeError, match=f"x must have 61 to 64 tokens.*got {wrong.shape[1]}"):
+                layer(wrong)
+        for mask in (self.SEEN.double(), self.SEEN[:1], self.SEEN[:, None].expand(-1, self.TOKENS, -1)):
+            with pytest.raises(ShapeError, match="mask must be bool"):
+                layer(x, mask)
+        with pytest.raises(ModelError, match="Linear is not BigBird's"):
+            BlockSparseAttention.from_transformers(torch.nn.Linear(2, 2), 64)
+
+    def test_half_precision_and_an_empty_batch(self, x):
+        layer = randomised(BlockSparseAttention(DIM, HEADS, self.TOKENS, 4), dtype=torch.float32)
+        assert layer(torch.zeros(0, 61, DIM)).shape == (0, 61, DIM)
+        wanted = layer(x.float(), self.SEEN)
+        for dtype in (torch.float16, torch.bfloat16):
+            half = BlockSparseAttention(DIM, HEADS, self.TOKENS, 4).to(dtype)
+            half.load_state_dict(layer.state_dict())
+            got = half(x.to(dtype), self.SEEN)
+            assert got.dtype == dtype
+            assert (got.float() - wanted).abs().max() < 0.1
+
+    def test_round_trip_keeps_the_blocks(self, x, tmp_path):
+        layer = randomised(BlockSparseAttention(DIM, HEADS, self.TOKENS, 4, 1, bias=False, project=False))
+        layer.blocks.zero_()
+        layer.save_pretrained(tmp_path)
+        again = BlockSparseAttention.from_pretrained(tmp_path, local_files_only=True).double()
+        assert not again.blocks.any()
+        assert_same(again(x), layer(x), EXACT)
+
+    def test_cost_is_linear(self):
+        layers = {tokens: BlockSparseAttention(16, 2, tokens, 16) for tokens in (1024, 2048)}
+        assert_linear(lambda t: layers[t.shape[1]](t), 1024, 16)
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, while it compiles
+    def test_compiles_whole(self, x):
+        layer = randomised(BlockSparseAttention(DIM, HEADS, self.TOKENS, 4))
+        assert_same(torch.compile(layer, fullgraph=True)(x, self.SEEN), layer(x, self.SEEN))
