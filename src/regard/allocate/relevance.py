@@ -10,11 +10,12 @@ import torch
 
 from regard.allocate._base import Allocator, Explains
 from regard.allocation import Allocation
+from regard.errors import DataError
 from regard.record import Realization
 from regard.relevance.realized import Realized
 from regard.relevance.realizer import Realizer
 from regard.relevance.tensions import State, States
-from regard.relevance.ways import transjectivity
+from regard.relevance.ways import mean_word, transjectivity
 from regard.tokens import Question, VisualTokens
 
 
@@ -43,8 +44,8 @@ class Relevance(Allocator, Explains):
         shared = None
         if question is not None:
             with torch.no_grad():
-                likeness = self.realizer.participatory.likeness(tokens, question)
-            shared = float(transjectivity(*likeness, tokens.valid)[0])
+                asked, bank = self.realizer.participatory.likeness(tokens, question)
+            shared = float(transjectivity(mean_word(asked, question), bank, tokens.valid)[0])
         return self._realized(tokens, question, budget).record(shared, self._states().fixed)
 
     def _states(self) -> States:
@@ -55,4 +56,8 @@ class Relevance(Allocator, Explains):
         self.check_finite("features", tokens.features, tokens.valid)
         if question is not None and tokens.aligned is not None:
             self.check_finite("aligned", tokens.aligned, tokens.valid)
+        if question is not None:
+            finite = question.features.isfinite().all(dim=2)
+            if not bool((finite if question.mask is None else finite | ~question.mask).all()):
+                raise DataError(f"{self.name}: the question is not finite: mend or mask its words")
         return self.realizer(tokens, question, budget, self._states())

@@ -18,6 +18,7 @@ from regard.errors import DataError, ShapeError
 from regard.relevance.realized import Gaze, Realized
 from regard.relevance.realizer import Realizer
 from regard.relevance.tensions import States, shares
+from regard.relevance.ways import mean_word
 from regard.tokens import Question, VisualTokens
 
 MOST_LOOKS = 3
@@ -71,11 +72,12 @@ def gaze(
     looks, kept = [look], look.groups(budget)
     done = torch.zeros(len(kept), dtype=torch.bool, device=kept.device)
     count, state, fixations = torch.ones_like(done, dtype=torch.long), Gaze(), []
-    while len(looks) < most:
+    while len(looks) < most and not bool(done.all()):
         before = look.allocation
         asked, nothing = (_checked(attend(before, heard), before) for heard in (question, None))
         if asked.uncertainty is not None:
             done = done | (asked.uncertainty < CERTAIN)
+        done = done | ~((asked.weights > nothing.weights) & before.valid).any(dim=1)
         if bool(done.all()):
             break
         state = _fed_back(state, look, before, asked, nothing)
@@ -104,7 +106,7 @@ def by_likeness(realizer: Realizer, tokens: VisualTokens, sharpness: float = 8.0
             return Attended(allocation.valid / k)
         seen = allocation.apply(tokens)
         asked, bank = realizer.participatory.likeness(seen, question)
-        alone = (asked - bank.mean(dim=2, keepdim=True)).mean(dim=2)
+        alone = (mean_word(asked, question) - bank.mean(dim=2, keepdim=True)).squeeze(2)
         over = alone.masked_fill(~allocation.valid, -torch.inf).mul(sharpness).softmax(dim=1)
         entropy = -torch.special.xlogy(over, over).sum(dim=1) / k.squeeze(1).log().clamp(min=1e-9)
         return Attended(over, entropy.clamp(0, 1))
@@ -133,4 +135,7 @@ def _checked(attended: Attended, allocation: Allocation) -> Attended:
         raise ShapeError(f"attention must have shape {tuple(allocation.anchor.shape)}, got {tuple(weights.shape)}")
     if not bool((weights >= 0).all()) or not bool(weights.isfinite().all()):
         raise DataError("attention must be finite and >= 0")
+    doubt = attended.uncertainty
+    if doubt is not None and not bool(((doubt >= 0) & (doubt <= 1)).all()):
+        raise DataError("the uncertainty of an answer must be in [0, 1]")
     return attended

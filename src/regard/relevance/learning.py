@@ -79,7 +79,7 @@ def straight_through(
 ) -> Float[Tensor, "b k d"]:
     """The same values, with the gradient of their relaxed counts. share: `relaxed`; a region's is its tokens' mean."""
     gate = allocation.reading.read(share[..., None].to(features.dtype))
-    return features * (1 + gate - gate.detach())
+    return features * (1 + (gate - gate.detach()))
 
 
 @torch.no_grad()

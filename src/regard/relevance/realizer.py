@@ -23,7 +23,7 @@ class Realizer(nn.Module, PyTorchModelHubMixin):
     spaces, rank: of `Participatory`, where tokens and questions have no space in common.
     """
 
-    def __init__(self, spaces: tuple[int, int] | None = None, rank: int = 64) -> None:
+    def __init__(self, spaces: tuple[int, int] | list[int] | None = None, rank: int = 64) -> None:
         super().__init__()
         self.participatory = Participatory(spaces, rank)
         self.field = Field()

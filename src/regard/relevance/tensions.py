@@ -141,15 +141,17 @@ def diversify(
 
 def novelty(x: Float[Tensor, "b r d"], valid: Bool[Tensor, "b r"], pivots: int = 8) -> Float[Tensor, "b r"]:
     """What of each region's descriptor a few others cannot tell, in [0, 1]: the residual of a pivoted Cholesky
-    factorisation of their cosines after `pivots` steps, its square root. A region that holds nothing has none.
+    factorisation of their cosines after `pivots` steps, its square root; the first pivot is the longest vector. A
+    region that holds nothing has none.
     """
     x = x.detach().double()
     length = torch.linalg.vector_norm(x, dim=2)
     length = torch.where(length > 0, length, torch.inf)
     left = (length.isfinite() & valid).to(x.dtype)
+    longest = torch.where(left > 0, length, -1)  # all are left whole at first: the place must not choose
     factors: list[Tensor] = []
-    for _ in range(min(pivots, x.shape[1])):
-        pick = left.argmax(dim=1, keepdim=True)
+    for step in range(min(pivots, x.shape[1])):
+        pick = (left if step else longest).argmax(dim=1, keepdim=True)
         pivot = x.gather(1, pick[..., None].expand(-1, -1, x.shape[2]))
         column = torch.bmm(x, pivot.transpose(1, 2)).squeeze(2) / length / length.gather(1, pick)
         for factor in factors:

@@ -110,7 +110,7 @@ class Participatory(nn.Module):
     dimensions for each is learned.
     """
 
-    def __init__(self, spaces: tuple[int, int] | None = None, rank: int = 64) -> None:
+    def __init__(self, spaces: tuple[int, int] | list[int] | None = None, rank: int = 64) -> None:
         super().__init__()
         self.log_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
         self.content = nn.Linear(spaces[0], rank, bias=False) if spaces else nn.Identity()
@@ -168,6 +168,14 @@ class Participatory(nn.Module):
                 )
             return F.linear(x.detach().double(), to.weight.to(x.device, torch.float64))
         return x.detach().double()
+
+
+def mean_word(asked: Float[Tensor, "b n t"], question: Question) -> Float[Tensor, "b n 1"]:
+    """Over the words that are real."""
+    if question.mask is None:
+        return asked.mean(dim=2, keepdim=True)
+    real = question.mask[:, None].to(asked.dtype)
+    return (asked * real).sum(dim=2, keepdim=True) / real.sum(dim=2, keepdim=True)
 
 
 def interaction(
