@@ -44,6 +44,7 @@ class ConvNeXtBlock(nn.Module, PyTorchModelHubMixin):
         hidden = 4 * dim if hidden is None else hidden
         self.dim, self.activation = dim, activation
         self.conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
+        self.conv.to(memory_format=torch.channels_last)  # pyright: ignore  (or one image alone is turned round)
         self.norm = nn.LayerNorm(dim, eps=eps)
         self.widen, self.narrow = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.scale = nn.Parameter(torch.full((dim,), float(layer_scale))) if layer_scale else None
