@@ -54,8 +54,8 @@ class BlockSparseAttention(Layer):
         self.register_buffer("blocks", _drawn(heads, self.count, random, seed))
 
     def forward(self, x: Float[Tensor, "b n c"], mask: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b n c"]:
-        """x: (B, N, D), N of as many blocks as `tokens`. mask: (B, N), True = may be seen; where nothing is seen, the
-        attention is 0.
+        """x: (B, N, D), N of as many blocks as `tokens`. mask: (B, N), True = may be seen; a row that sees
+        nothing is 0.
         """
         seen = self._checked(x, mask)
         batch, fill = len(x), self.count * self.block - x.shape[1]
@@ -67,6 +67,7 @@ class BlockSparseAttention(Layer):
         ends = qkv[0][:, :, [0] if self.count == 1 else [0, -1]].flatten(2, 3)
         k, v = qkv[1].flatten(2, 3), qkv[2].flatten(2, 3)
         y = attend(ends, k, v, None if seen is None else seen[:, None, None])
+        empty = None if seen is None else ~seen.any(dim=1, keepdim=True).expand(-1, self.count)
         if middle > 0:
             order, usable = self._order()
             head = torch.arange(self.heads, device=x.device)[:, None, None]
@@ -76,7 +77,13 @@ class BlockSparseAttention(Layer):
             near = attend(qkv[0][:, :, 1:-1].flatten(0, 1), k, v, shown.flatten(3).flatten(0, 1)[:, :, None])
             near = near.unflatten(0, (batch, self.heads)).flatten(2, 3)
             y = torch.cat((y[:, :, : self.block], near, y[:, :, self.block :]), dim=2)
-        return self.out(joined(y)[:, : x.shape[1]])
+            if empty is not None:
+                rows = ~shown.flatten(3).any(dim=-1).any(dim=1)
+                empty = torch.cat((empty[:, :1], rows, empty[:, :1]), dim=1)
+        y = self.out(joined(y)[:, : x.shape[1]])
+        if empty is None:
+            return y
+        return y.masked_fill(empty.repeat_interleave(self.block, 1)[:, : x.shape[1], None], 0)
 
     def weights(self, x: Float[Tensor, "b n c"], mask: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b h n n"]:
         """(B, H, N, N), rows that sum to 1, or to 0 where nothing is seen; a block seen twice has twice the weight."""

@@ -38,7 +38,7 @@ class LinearAttention(Layer):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "b n c"], mask: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b n c"]:
-        """x: (B, N, D). mask: (B, N), True = may be seen; where nothing is seen, the attention is 0."""
+        """x: (B, N, D). mask: (B, N), True = may be seen; a row that sees nothing is 0."""
         if self.causal:
             return self.extend(x, None, mask)[0]
         q, k, v = self._projected(x, mask)
@@ -90,4 +90,5 @@ class LinearAttention(Layer):
         return q, k if seen is None else k.masked_fill(~seen[:, None, :, None], 0), v
 
     def _read(self, above: Tensor, below: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.out(joined(above / (below + self.eps)).to(dtype))
+        y = self.out(joined(above / (below + self.eps)).to(dtype))
+        return y.masked_fill((below == 0).all(dim=1), 0)  # phi is above 0: nothing was seen

@@ -46,7 +46,7 @@ class SlidingWindowAttention(Layer):
         mask: Bool[Tensor, "b n"] | None = None,
         global_tokens: Int[Tensor, "b g"] | None = None,
     ) -> Float[Tensor, "b n c"]:
-        """x: (B, N, D). mask: (B, N), True = may be seen; where nothing is seen, the attention is 0.
+        """x: (B, N, D). mask: (B, N), True = may be seen; a row that sees nothing is 0.
 
         global_tokens: (B, G) places of the global tokens, -1 for none; a masked one is not global, and one named twice
         is named once (`places` makes them from a mask). Raises ShapeError for places of N or more, when not compiled.
@@ -54,13 +54,17 @@ class SlidingWindowAttention(Layer):
         seen, index, valid = self._checked(x, mask, global_tokens)
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head))
         if index is None or valid is None:
-            return self.out(joined(self._windows(qkv, seen, None, None))[:, : x.shape[1]])
+            y, empty = self._windows(qkv, seen, None, None)
+            y = self.out(joined(y)[:, : x.shape[1]])
+            return y if seen is None else y.masked_fill(empty[:, : x.shape[1], None], 0)
         shown = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if seen is None else seen
-        local = shown & ~_marked(index, valid, x.shape[1])
-        y = joined(self._windows(qkv, local, index, valid))
+        marked = _marked(index, valid, x.shape[1])
+        y, empty = self._windows(qkv, shown & ~marked, index, valid)
+        y = joined(y)
         y = y if y.shape[1] > x.shape[1] else F.pad(y, (0, 0, 0, 1))  # a row for what names no token
         rows = index.masked_fill(~valid, x.shape[1])[..., None].expand(-1, -1, self.dim)
-        return self.out(y.scatter(1, rows, self._global(x, index, seen))[:, : x.shape[1]])
+        y = self.out(y.scatter(1, rows, self._global(x, index, seen))[:, : x.shape[1]])
+        return y if seen is None else y.masked_fill((empty[:, : x.shape[1]] & ~marked)[..., None], 0)
 
     def weights(
         self,
@@ -103,8 +107,10 @@ class SlidingWindowAttention(Layer):
 
     def _windows(
         self, qkv: Tensor, seen: Tensor | None, index: Tensor | None, valid: Tensor | None
-    ) -> Float[Tensor, "b h n d"]:
-        """Local attention of all tokens and of the rows that fill the last block; the global keys come first."""
+    ) -> tuple[Float[Tensor, "b h n d"], Bool[Tensor, "b n"]]:
+        """Local attention of all tokens and of the rows that fill the last block, and which of them see nothing; the
+        global keys come first.
+        """
         batch, count = qkv.shape[:2]
         half = min(self.window // 2, count)
         size = min(max(half, SMALLEST), max(count, 1))
@@ -122,7 +128,7 @@ class SlidingWindowAttention(Layer):
             k, v = torch.cat((first[0], k), dim=2), torch.cat((first[1], v), dim=2)
             mask = torch.cat((valid[:, None, None].expand(-1, blocks, size, -1), mask), dim=3)
         y = attend(q.transpose(1, 2), k, v, mask.flatten(0, 1)[:, None])
-        return y.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)
+        return y.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3), ~mask.any(dim=-1).flatten(1)
 
     def _global(self, x: Tensor, index: Tensor, seen: Tensor | None) -> Float[Tensor, "b g c"]:
         """Attention of the global tokens to all that is seen."""
