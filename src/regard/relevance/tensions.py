@@ -17,6 +17,7 @@ from regard.errors import DataError
 from regard.relevance.ways import entropy
 
 State = float | Literal["auto"]
+_TIES = 1e9
 _LEAST = 0.05  # of a drive, so that no state is ever held by one side alone
 
 
@@ -148,17 +149,19 @@ def novelty(x: Float[Tensor, "b r d"], valid: Bool[Tensor, "b r"], pivots: int =
     length = torch.linalg.vector_norm(x, dim=2)
     length = torch.where(length > 0, length, torch.inf)
     left = (length.isfinite() & valid).to(x.dtype)
-    longest = torch.where(left > 0, length, -1)  # all are left whole at first: the place must not choose
+    longest = torch.where(left > 0, length, 0)  # all are left whole at first: the place must not choose
+    longest = longest / longest.amax(dim=1, keepdim=True).clamp(min=1e-300)
     factors: list[Tensor] = []
     for step in range(min(pivots, x.shape[1])):
-        pick = (left if step else longest).argmax(dim=1, keepdim=True)
+        pick = ((left if step else longest) * _TIES).round().argmax(dim=1, keepdim=True)  # nor must rounding
         pivot = x.gather(1, pick[..., None].expand(-1, -1, x.shape[2]))
         column = torch.bmm(x, pivot.transpose(1, 2)).squeeze(2) / length / length.gather(1, pick)
         for factor in factors:
             column = column - factor * factor.gather(1, pick)
         own = left.gather(1, pick)
         factors.append(torch.where(own > 1e-9, column * own.clamp(min=1e-9).rsqrt(), 0))
-        left = (left - factors[-1].square()).clamp(min=0)
+        left = left - factors[-1].square()
+        left = torch.where(left > 1e-9, left, 0)  # the root of a rounding would be seen
     return left.sqrt().masked_fill(~valid, 0)
 
 
