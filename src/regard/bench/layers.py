@@ -142,8 +142,8 @@ def bigbird() -> Pair:
     from regard.attention.block_sparse import BlockSparseAttention
 
     model = BigBirdBlockSparseAttention(BigBirdConfig(), seed=0).eval()
-    ours = BlockSparseAttention.from_transformers(model).eval()
-    blocked, before, after, band = BigBirdModel.create_masks_for_block_sparse_attn(torch.ones(1, 4096), 64)
+    ours = BlockSparseAttention.from_transformers(model, 4096).eval()
+    blocked, band, before, after = BigBirdModel.create_masks_for_block_sparse_attn(torch.ones(1, 4096), 64)
 
     def reference(x: Tensor) -> Tensor:
         return _first(
@@ -191,17 +191,17 @@ def growth(lengths: Sequence[int] = (2048, 4096, 8192, 16_384, 32_768)) -> list[
 
     width, heads, rows = 256, 4, []
     dense = MultiHeadAttention(width, heads).eval()
-    for name, layer in {
-        "sliding window of 512": SlidingWindowAttention(width, heads, 512).eval(),
-        "BigBird, blocks of 64": BlockSparseAttention(width, heads, 64).eval(),
-        "linear attention": LinearAttention(width, heads).eval(),
+    xs = {n: torch.randn(1, n, width) for n in lengths}
+    for name, make in {
+        "sliding window of 512": lambda n: SlidingWindowAttention(width, heads, 512),
+        "BigBird, blocks of 64": lambda n: BlockSparseAttention(width, heads, n),
+        "linear attention": lambda n: LinearAttention(width, heads),
     }.items():
-        xs = {n: torch.randn(1, n, width) for n in lengths}
-        seconds = {n: _median(layer, x) for n, x in xs.items()}
+        seconds = {n: _median(make(n).eval(), x) for n, x in xs.items()}
         slope = np.polyfit(np.log(lengths), np.log([seconds[n] for n in lengths]), 1)[0]
         what = f"{name}: exponent of the time from {lengths[0]} to {lengths[-1]} tokens"
         rows.append(Row(what, float(slope), "exponent", "<= 1.15"))
-        at = [_median(each, xs[4096]) for each in (dense, layer, dense)]
+        at = [_median(each, xs[4096]) for each in (dense, make(4096).eval(), dense)]
         rows.append(Row(f"{name} / dense at 4096 tokens", 2 * at[1] / (at[0] + at[2]), "ratio", "<= 1"))
     return rows
 
