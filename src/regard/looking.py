@@ -13,7 +13,7 @@ from regard.cost.language import QWEN2_5_7B
 from regard.errors import DataError
 from regard.eyes import Eye
 from regard.record import Look, Record
-from regard.recorded import boxes_of, look_of, made_by, read_picture, relevance_of
+from regard.recorded import boxes_of, explained, look_of, made_by, read_picture, relevance_of
 from regard.relevance.tensions import States
 from regard.tokens import Question, VisualTokens
 
@@ -95,6 +95,7 @@ def _looks(
                 seconds=seconds,
                 model=QWEN2_5_7B,
                 prompt_tokens=PROMPT_TOKENS,
+                why=explained(allocator, tokens, question, budget),
             )
 
 

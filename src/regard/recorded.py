@@ -19,7 +19,7 @@ from regard.allocation import Allocation
 from regard.cost.language import LanguageModel
 from regard.images import load_image_with_notes
 from regard.pixels import one_line
-from regard.record import Look, Picture, Step
+from regard.record import Look, Picture, Realization, Step
 from regard.tokens import Question, VisualTokens
 
 PREVIEW = 1024  # pixels, the longest side
@@ -39,13 +39,13 @@ def look_of(
     prompt_tokens: int,
     steps: Sequence[tuple[int, Allocation]] = (),
     read: Sequence[int] | None = None,
-    asked: bool = True,
+    why: Realization | None = None,
 ) -> Look:
     """One allocator's answer to question `number`, for tokens of one image. prompt_tokens: all others of the prompt.
 
     steps: (from layer of the language model, Allocation) where `allocation` is their composition. read: tokens of the
-    whole prompt that each layer reads, by default this image's that are left and all others. asked: False where the
-    question is a stand-in for none.
+    whole prompt that each layer reads, by default this image's that are left and all others. why: what led to
+    the decision, where that can be said.
     """
     n, kept = int(tokens.valid.sum()), int(allocation.valid.sum())
     steps = steps or ((0, allocation),)
@@ -63,10 +63,13 @@ def look_of(
         macs_before=model.prefill_macs(n + prompt_tokens),
         macs_after=model.prefill_macs_of_layers(list(read)),
         steps=tuple(Step(layer, step.to_dict()) for layer, step in steps),
-        realization=allocator.explain(tokens, question if asked else None, budget)
-        if isinstance(allocator, Explains)
-        else None,
+        realization=why,
     )
+
+
+def explained(allocator: object, tokens: VisualTokens, question: Question | None, budget: int) -> Realization | None:
+    """What led to an allocator's decision about one image, where it can say."""
+    return allocator.explain(tokens, question, budget) if isinstance(allocator, Explains) else None
 
 
 def fields_of(allocator: object) -> dict[str, Any]:

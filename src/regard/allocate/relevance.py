@@ -15,7 +15,6 @@ from regard.record import Realization
 from regard.relevance.realized import Realized
 from regard.relevance.realizer import Realizer
 from regard.relevance.tensions import State, States
-from regard.relevance.ways import mean_word, transjectivity
 from regard.tokens import Question, VisualTokens
 
 
@@ -41,11 +40,7 @@ class Relevance(Allocator, Explains):
         return self._realized(tokens, question, budget).allocation
 
     def explain(self, tokens: VisualTokens, question: Question | None, budget: int) -> Realization:
-        shared = None
-        if question is not None:
-            with torch.no_grad():
-                asked, bank = self.realizer.participatory.likeness(tokens, question)
-            shared = float(transjectivity(mean_word(asked, question), bank, tokens.valid)[0])
+        shared = self.realizer.transjectivity(tokens, question)
         return self._realized(tokens, question, budget).record(shared, self._states().fixed)
 
     def _states(self) -> States:

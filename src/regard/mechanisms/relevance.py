@@ -53,6 +53,9 @@ class RelevanceRealization:
         )
         seconds = time.perf_counter() - start
         allocator = Relevance(*(self.states.scope, self.states.tempering, self.states.prioritization), self.realizer)
+        last = int(gazed.count[0]) - 1
+        why = gazed.looks[last].record(self.realizer.transjectivity(tokens, asked), self.states.fixed)
+        path = tuple((round(x, 4), round(y, 4)) for x, y in gazed.fixations[0, :last].tolist())
         look = look_of(
             tokens,
             asked,
@@ -64,11 +67,8 @@ class RelevanceRealization:
             seconds=seconds,
             model=self.model,
             prompt_tokens=PROMPT_TOKENS,
+            why=replace(why, fixations=path),
         )
-        last = int(gazed.count[0]) - 1
-        assert look.realization is not None
-        why = gazed.looks[last].record(look.realization.transjectivity, self.states.fixed)
-        path = tuple((round(x, 4), round(y, 4)) for x, y in gazed.fixations[0, :last].tolist())
         record = Record(
             picture=preview,
             eye=self.eye.name,
@@ -76,7 +76,7 @@ class RelevanceRealization:
             boxes=boxes_of(tokens),
             relevance=relevance_of(tokens, [asked]),
             grid=tokens.grid,
-            looks=(replace(look, realization=replace(why, fixations=path)),),
+            looks=(look,),
             language_model=self.model.name,
             prompt_tokens=PROMPT_TOKENS,
             seconds={"encode": round(encoded, 4)},

@@ -67,6 +67,14 @@ class Realizer(nn.Module, PyTorchModelHubMixin):
         regions = (measured.seen, measured.detail, measured.diverse, valid)
         return Realized(measured, self.balance(*regions, scarcity, states or States(), gaze or Gaze()), budget)
 
+    @torch.no_grad()
+    def transjectivity(self, tokens: VisualTokens, question: Question | None) -> float | None:
+        """Of one image: `ways.transjectivity` of its likeness; None where nothing is asked."""
+        if question is None:
+            return None
+        asked, bank = self.participatory.likeness(tokens, question)
+        return float(ways.transjectivity(ways.mean_word(asked, question), bank, tokens.valid)[0])
+
     def seen(
         self,
         x: Float[Tensor, "b n d"],

@@ -14,7 +14,7 @@ from regard.allocation import Allocation
 from regard.cost.language import LanguageModel
 from regard.errors import DataError, ShapeError
 from regard.record import Picture, Record
-from regard.recorded import blank_picture, boxes_of, look_of, made_by, relevance_of
+from regard.recorded import blank_picture, boxes_of, explained, look_of, made_by, relevance_of
 from regard.tokens import Question, VisualTokens
 from regard.vlm.opened import Opened
 from regard.vlm.prompt import tokenizer_of
@@ -166,7 +166,7 @@ class Shortened(Mapping[str, Any]):
             model=model,
             prompt_tokens=self._lengths[decision.row] - decision.allocation.n_in,
             read=[int(self.mask[decision.row].sum())] * model.layers,
-            asked=question is not None,
+            why=explained(self._allocator, tokens, None if question is None else asked, decision.budget),
         )
         return Record(
             picture=blank_picture(f"image {number + 1}", tokens.grid) if pictures is None else pictures[number],
