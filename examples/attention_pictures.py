@@ -83,6 +83,7 @@ def entries() -> list[tuple[str, str, Callable[[type], Tensor]]]:
         ("expert", "VisualExpertBlock", lambda c: made(c(DIM, HEADS, 96)).weights(x, image)),
         ("peripheral", "PeripheralAttention", lambda c: made(c(DIM, HEADS, grid)).weights(x)),
         ("linear", "LinearAttention", lambda c: made(c(DIM, HEADS, causal=True)).weights(x)),
+        ("delta", "DeltaAttention", lambda c: made(c(DIM, HEADS)).weights(x)),
         ("sliding", "SlidingWindowAttention", lambda c: made(c(DIM, HEADS, 24)).weights(x)),
         ("block_sparse", "BlockSparseAttention", lambda c: made(c(DIM, HEADS, SIDE * SIDE, 12)).weights(x)),
         ("topk", "TopKAttention", lambda c: made(c(DIM, HEADS, 12)).weights(x)),

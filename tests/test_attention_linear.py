@@ -1,4 +1,4 @@
-"""Linear and delta attention against their recurrences, written here as plain loops over tokens."""
+"""Linear attention against its recurrence, written here as a plain loop over tokens."""
 
 import pytest
 import torch

@@ -185,6 +185,7 @@ def measured(pair: Pair, rounds: int) -> list[Row]:
 def growth(lengths: Sequence[int] = (2048, 4096, 8192, 16_384, 32_768)) -> list[Row]:
     """How the time of the linear ones grows with the length, and how they stand to dense attention at 4096 tokens."""
     from regard.attention.block_sparse import BlockSparseAttention
+    from regard.attention.delta import DeltaAttention
     from regard.attention.linear import LinearAttention
     from regard.attention.scaled import MultiHeadAttention
     from regard.attention.sliding import SlidingWindowAttention
@@ -196,6 +197,7 @@ def growth(lengths: Sequence[int] = (2048, 4096, 8192, 16_384, 32_768)) -> list[
         "sliding window of 512": lambda n: SlidingWindowAttention(width, heads, 512),
         "BigBird, blocks of 64": lambda n: BlockSparseAttention(width, heads, n),
         "linear attention": lambda n: LinearAttention(width, heads),
+        "delta rule": lambda n: DeltaAttention(width, heads),
     }.items():
         seconds = {n: _median(make(n).eval(), x) for n, x in xs.items()}
         slope = np.polyfit(np.log(lengths), np.log([seconds[n] for n in lengths]), 1)[0]
