@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from regard import DataError
-from regard.bench.tasks import cutouts, debian, emoji, scenes, stamps, words
+from regard.bench.tasks import cutouts, emoji, scenes, stamps, words
 from regard.bench.tasks.cutouts import CutOut, half_of, kin_of, one, plural, trimmed
 from regard.bench.tasks.debian import Package
 from regard.bench.tasks.gcompris import Photo, Photos
@@ -386,7 +386,7 @@ def test_a_package_is_fetched_once_and_what_stops_it_is_said(tmp_path: Path, mon
         calls.append(command)
         deb(Path(cwd), FILES)
 
-    monkeypatch.setattr(debian.subprocess, "run", refuse)
+    monkeypatch.setattr(subprocess, "run", refuse)
     with pytest.raises(DataError, match=r"apt-get cannot download thing=1\.0: on Debian 12 run apt-get update"):
         package.files(lambda name: True)
     assert not [path for path in (tmp_path / "regard").iterdir() if path.is_file()]

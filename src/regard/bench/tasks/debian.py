@@ -4,17 +4,14 @@ A package is fetched once with `apt-get download` into the user's cache folder, 
 before anything in it is read. Nothing is installed or unpacked to the disk.
 """
 
-import hashlib
 import io
 import lzma
-import os
-import subprocess
 import tarfile
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from regard.bench.tasks.fetching import Told, checked, kept, read
 from regard.errors import DataError
 
 _HEAD = 60  # bytes before each member of an ar archive
@@ -31,12 +28,14 @@ class Package(NamedTuple):
     def __str__(self) -> str:
         return f"{self.name}={self.version}"
 
-    def files(self, wanted: Callable[[str], bool], deb: Path | None = None) -> dict[str, bytes]:
+    def files(
+        self, wanted: Callable[[str], bool], deb: Path | None = None, told: Told | None = None
+    ) -> dict[str, bytes]:
         """The content of the files whose paths ("./usr/share/...") are wanted, by path, in the package's order.
 
-        deb: the .deb, fetched where there is none. Raises DataError.
+        deb: the .deb, fetched where there is none. told: given a line before it is fetched. Raises DataError.
         """
-        blob = self.checked(_read(deb) if deb else _read(self.fetched()))
+        blob = checked(str(self), self.sha256, read(deb or self.fetched(told)))
         try:
             with tarfile.open(fileobj=_data(self, blob), mode="r|*") as tar:
                 return {
@@ -47,29 +46,16 @@ class Package(NamedTuple):
         except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
             raise DataError(f"{self} cannot be unpacked: {error or 'it ends too early'}") from error
 
-    def checked(self, blob: bytes) -> bytes:
-        """The same bytes, if they are this package's."""
-        got = hashlib.sha256(blob).hexdigest()
-        if got != self.sha256:
-            raise DataError(f"{self} has the SHA-256 {got[:16]}..., expected {self.sha256[:16]}...: get that version")
-        return blob
-
-    def fetched(self) -> Path:
-        """The package in the user's cache folder, downloaded by apt-get if it is not there."""
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regard"
-        target = folder / f"{self.name}-{self.sha256[:16]}.deb"
-        if target.exists():
-            return target
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            try:
-                subprocess.run(["apt-get", "download", "-qq", str(self)], cwd=place, check=True, capture_output=True)
-            except (OSError, subprocess.CalledProcessError) as error:
-                raise DataError(
-                    f"apt-get cannot download {self}: on Debian 12 run apt-get update; elsewhere give the .deb yourself"
-                ) from error
-            next(Path(place).glob("*.deb")).replace(target)
-        return target
+    def fetched(self, told: Told | None = None) -> Path:
+        """The package in the user's cache folder, downloaded by apt-get if it is not there. Raises DataError."""
+        return kept(
+            str(self),
+            f"{self.name}-{self.sha256[:16]}.deb",
+            self.sha256,
+            ["apt-get", "download", "-qq", str(self)],
+            f"apt-get cannot download {self}: on Debian 12 run apt-get update; elsewhere give the .deb yourself",
+            told,
+        )
 
     def within(self, folder: Path | None) -> Path | None:
         """The .deb in a folder that a user gives, under the name that Debian's servers give it."""
@@ -79,13 +65,6 @@ class Package(NamedTuple):
         if not found:
             raise DataError(f"{str(folder)!r} has no {self.name}_*.deb: put {self} there")
         return found[0]
-
-
-def _read(deb: Path) -> bytes:
-    try:
-        return deb.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {str(deb)!r}: {error.strerror or error}") from error
 
 
 def _data(package: Package, archive: bytes) -> io.BytesIO:

@@ -1,0 +1,59 @@
+"""Files that others publish, fetched once into the user's cache folder and known by their hash."""
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from regard.errors import DataError
+
+Told = Callable[[str], object]
+
+
+def cache_folder() -> Path:
+    """Where what is fetched is kept: $XDG_CACHE_HOME/regard, or ~/.cache/regard."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regard"
+
+
+def kept(what: str, name: str, sha256: str, command: Sequence[str], refusal: str, told: Told | None = None) -> Path:
+    """The file of this name in the cache folder; where there is none, a command puts it, alone, into its own folder.
+
+    what: its name for a person. refusal: what is said when the command cannot do it. told: given one line before
+    anything is fetched. Raises DataError; a file with another hash is not kept.
+    """
+    folder = cache_folder()
+    target = folder / name
+    if target.exists():
+        return target
+    if told is not None:
+        told(f"fetching {what} into {folder}, once")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        try:
+            subprocess.run(command, cwd=place, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise DataError(refusal) from error
+        got = next(Path(place).iterdir(), None)
+        if got is None:
+            raise DataError(refusal)
+        checked(what, sha256, got.read_bytes())
+        got.replace(target)
+    return target
+
+
+def checked(what: str, sha256: str, blob: bytes) -> bytes:
+    """The same bytes, if they have this SHA-256. Raises DataError."""
+    got = hashlib.sha256(blob).hexdigest()
+    if got != sha256:
+        raise DataError(f"{what} has the SHA-256 {got[:16]}..., expected {sha256[:16]}...: get that version")
+    return blob
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a file. Raises DataError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
