@@ -85,14 +85,16 @@ class DeltaAttention(Layer):
         seen = key_mask(mask, len(x), x.shape[1])
         q, k, v = summable(self.qkv(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         share = summable(self.share(x)).sigmoid().transpose(1, 2)
-        q, k = (F.normalize(self._featured(part), p=1, dim=-1) for part in (q, k))  # none is below 0: by their sum
+        q, k = self._featured(q), self._featured(k)
         return q, k, v, share if seen is None else share.masked_fill(~seen[:, None], 0)
 
     def _featured(self, x: Tensor) -> Tensor:
         if self.feature == "elu":
-            return F.elu(x) + 1
-        r = torch.cat((x.relu(), (-x).relu()), dim=-1)
-        return torch.cat([r * r.roll(step, dims=-1) for step in range(1, self.nu + 1)], dim=-1)
+            x = F.elu(x) + 1
+        else:
+            r = torch.cat((x.relu(), (-x).relu()), dim=-1)
+            x = torch.cat([r * r.roll(step, dims=-1) for step in range(1, self.nu + 1)], dim=-1)
+        return x / x.sum(dim=-1, keepdim=True).clamp(min=1e-12)  # features that are all 0 stay
 
 
 def delta_rule(
@@ -109,8 +111,10 @@ def delta_rule(
     """
     count, scale = q.shape[2], v.shape[-1] ** -0.5
     size = max(min(chunk, count), 1)
-    q, k, v = (F.pad(part, (0, 0, 0, -count % size)).unflatten(2, (-1, size)) for part in (q * scale, k, v))
-    share = F.pad(share, (0, -count % size)).unflatten(2, (-1, size))
+    if count % size:
+        q, k, v = (F.pad(part, (0, 0, 0, -count % size)) for part in (q, k, v))
+        share = F.pad(share, (0, -count % size))
+    q, k, v, share = (part.unflatten(2, (-1, size)) for part in (q * scale, k, v, share))
     with torch.autocast(q.device.type, enabled=False):
         near, apart = _within(q, k, share)
         both = torch.cat((v, k), dim=-1) * share[..., None]
