@@ -129,6 +129,53 @@ class Look:
         return whole
 
 
+@dataclass(frozen=True)
+class Trace:
+    """Where a mechanism that chooses looked, in order, and what it took.
+
+    stages: for each of the record's boxes, the stage (glimpse, resolution, layer) at which it was read, from 0.
+    fixations: x and y in [0, 1]. exit: the stage at which it stopped. tokens: visual tokens read in all. macs:
+    multiply-accumulates spent; macs_full: what reading everything would have taken. probabilities: of the classes;
+    labels: their names, or none.
+    """
+
+    mechanism: str
+    stages: tuple[int, ...]
+    fixations: tuple[tuple[float, float], ...]
+    exit: int
+    tokens: int
+    macs: int
+    macs_full: int
+    probabilities: tuple[float, ...]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def answer(self) -> str:
+        """The name of the most likely class, or its number."""
+        best = max(range(len(self.probabilities)), key=self.probabilities.__getitem__)
+        return self.labels[best] if self.labels else str(best)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """From JSON's lists. Raises KeyError, TypeError or ValueError where it is none."""
+        lists = {name: tuple(data.pop(name)) for name in ("stages", "probabilities", "labels")}
+        fixations = tuple((x, y) for x, y in data.pop("fixations"))
+        return cls(fixations=fixations, **lists, **data)
+
+    def _check(self, n: int) -> None:
+        """Raise ValueError where it does not fit n boxes."""
+        if len(self.stages) != n or any(not 0 <= stage <= self.exit for stage in self.stages):
+            raise ValueError("a trace must have a stage for each box, none after the exit")
+        if not self.probabilities or not all(0 <= p <= 1 for p in self.probabilities):
+            raise ValueError("a trace must have the probabilities of its classes")
+        if self.labels and len(self.labels) != len(self.probabilities):
+            raise ValueError("a trace must have a name for each class, or none")
+        if not all(0 <= side <= 1 for place in self.fixations for side in place):
+            raise ValueError("fixations must be in [0, 1]")
+        if min(self.tokens, self.macs, self.macs_full) < 0:
+            raise ValueError("what a trace took must not be negative")
+
+
 STAGES = ("vision", "decide", "prefill", "decode")
 
 
@@ -180,7 +227,8 @@ class Record:
     boxes: one (x0, y0, x1, y1) in [0, 1] for each token. relevance: for each question, one value a token.
     grid: (T, H, W) of the tokens. language_model: whose prefill is counted, with prompt_tokens of text.
     seconds: what took how long ("read", "load", "encode"). made: versions, seed and machine.
-    answers: a model's, where one was asked, the first with all visual tokens.
+    answers: a model's, where one was asked, the first with all visual tokens. trace: of a mechanism that chooses where
+    to look.
     """
 
     picture: Picture
@@ -195,6 +243,7 @@ class Record:
     seconds: dict[str, float]
     made: dict[str, str]
     answers: tuple[Answer, ...] = ()
+    trace: Trace | None = None
 
     def to_json(self) -> str:
         """The record as one JSON object."""
@@ -219,6 +268,8 @@ class Record:
             grid = data.pop("grid")
             data["questions"] = tuple(data["questions"])
             data["answers"] = tuple(Answer(**answer) for answer in data.pop("answers", ()))
+            trace = data.pop("trace", None)
+            data["trace"] = trace and Trace.from_dict(trace)
             record = cls(Picture(**picture), looks=tuple(looks), grid=None if grid is None else tuple(grid), **data)
             record._check()
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
@@ -241,6 +292,8 @@ class Record:
                 look.realization._check(n)
         for answer in self.answers:
             answer._check()
+        if self.trace is not None:
+            self.trace._check(n)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write record.json, all of it or nothing."""

@@ -1,4 +1,4 @@
-"""The command line: `regard look`, `ask`, `tiles`, `calibrate`, `list` and `bench`.
+"""The command line: `regard look`, `ask`, `tiles`, `calibrate`, `list`, `train` and `bench`.
 
 Exit codes: 0, 1 for a failure, 2 for a usage that cannot work.
 """
@@ -28,6 +28,7 @@ from regard.cli._shared import (
     write,
 )
 from regard.cli._tiles import tiles
+from regard.cli._train import train
 from regard.errors import BudgetError, ModelError, RegardError
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ app.command()(ask)
 app.command()(tiles)
 app.add_typer(bench, name="bench")
 app.command()(calibrate)
+app.add_typer(train, name="train")
 
 
 def _show(record: "Record", written: Path) -> None:

@@ -1,0 +1,98 @@
+"""`regard train`: the mechanisms that choose where to look, trained from nothing on tasks that packages bring."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from regard.cli._shared import Progress, check_writable
+
+train = typer.Typer(no_args_is_help=True, help="Train a mechanism that looks; an interrupted run goes on.")
+
+Task = Annotated[str, typer.Option(help="What to learn from.")]
+Epochs = Annotated[int, typer.Option(help="Passes over the training images.")]
+Seed = Annotated[int, typer.Option(help="Decides weights, order and draws.")]
+Batch = Annotated[int, typer.Option(help="Images of a step.")]
+Rate = Annotated[float, typer.Option(help="The highest learning rate.")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="regard-MECHANISM-TASK")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@train.callback()
+def _root() -> None:
+    pass
+
+
+@train.command()
+def ram(
+    task: Task = "mnist",
+    glimpses: Annotated[int, typer.Option(help="Of one image.")] = 6,
+    glimpse: Annotated[int | None, typer.Option(help="Pixels of its side.", show_default="8, 12 off mnist")] = None,
+    scales: Annotated[int | None, typer.Option(help="Of a glimpse.", show_default="1, 3 or 4")] = None,
+    std: Annotated[float, typer.Option(help="Of the policy, half an image being 1.")] = 0.1,
+    core: Annotated[Literal["rectifier", "lstm"], typer.Option(help="Of the recurrence.")] = "rectifier",
+    epochs: Epochs = 100,
+    seed: Seed = 0,
+    batch: Batch = 128,
+    rate: Rate = 1e-3,
+    out: Out = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """RAM: glimpses, and a policy for where the next is. Tasks: mnist, translated, cluttered, cluttered-100."""
+    from regard.train.loop import Recipe
+    from regard.train.recurrent import train as learn
+
+    folder = out or Path(f"regard-ram-{task}")
+    recipe = Recipe(epochs, seed, batch, rate)
+    arguments = {
+        "glimpses": glimpses,
+        "glimpse": glimpse or (8 if task == "mnist" else 12),
+        "scales": scales or {"mnist": 1, "cluttered-100": 4}.get(task, 3),
+        "std": std,
+        "core": core,
+    }
+    _run(task, folder, quiet, lambda data, tell: learn(arguments, data, recipe, folder, tell))
+
+
+def _run(task: str, folder: Path, quiet: bool, learn: Callable[..., Any]) -> None:
+    """Fetch, train, test, and write metrics.json."""
+    from regard.bench.results import provenance
+    from regard.bench.tasks.data import data
+    from regard.files import write_all
+    from regard.report.curves import curves
+    from regard.train.checkpoint import Checkpoint
+    from regard.train.data import evaluate
+    from regard.train.loop import LAST
+
+    check_writable(folder)
+    with Progress(quiet) as stage:
+        stage("read the images")
+        given = data(task, stage)
+        shown = [0.0]
+
+        def tell(epoch: int, done: int, loss: float, accuracy: float) -> None:
+            if time.perf_counter() - shown[0] > 0.2:
+                shown[0] = time.perf_counter()
+                share = f"{100 * done // given.count:3d} %"
+                stage(f"epoch {epoch}, {share}: loss {loss:.4f}, {100 * accuracy:.2f} % right")
+
+        model = learn(given, tell)
+        stage("test")
+        figures = evaluate(model, given)
+    history = Checkpoint.load(folder / LAST).history
+    metrics = {
+        "task": task,
+        "mechanism": model.name,
+        **figures,
+        "seconds": round(sum(row["seconds"] for row in history), 1),
+        "epochs": len(history),
+        **provenance(),
+    }
+    write_all(folder, {"curves.png": curves(history), "metrics.json": json.dumps(metrics, indent=1) + "\n"})
+    if not quiet:
+        typer.echo(f"test error {figures['test_error']:.2f} %, {figures['macs'] / 1e6:.2f} M MACs an image: {folder}")

@@ -1,0 +1,187 @@
+"""RAM, the recurrent attention model (Mnih et al., arXiv 1406.6247): glimpses, and a policy for where the next is.
+
+    g_t = relu(W relu(W retina(x, l_t)) + W relu(W l_t))        what is seen, and where
+    h_t = relu(W h_{t-1} + W g_t), or an LSTM                   what is known
+    l_{t+1} ~ N(tanh(W h_t), std^2),    l_1 ~ U(-1, 1)^2        where to look next
+    p = softmax(W h_T)
+
+A location is (x, y) in [-1, 1], (-1, -1) the top left corner. The class learns by cross-entropy through glimpse and
+core; the location net alone by REINFORCE, with reward 1 for the right class and a baseline W h_t that learns the mean
+reward (`loss`). Ours differs in that a glimpse is one gather for the whole batch, whose cost does not depend on the
+size of the image.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from regard.errors import ShapeError
+from regard.mechanisms.looker import Looked, Looker, check_pixels
+
+
+def retina(
+    images: Float[Tensor, "b c h w"] | Int[Tensor, "b c h w"], at: Float[Tensor, "b 2"], size: int, scales: int
+) -> Float[Tensor, "b s c g g"]:
+    """Patches about a location: the first of size x size pixels, each next twice as wide, all averaged to size x size.
+
+    images: floats, or uint8, which are read as [0, 1]. What lies outside of the image is 0. The patch is moved to whole
+    pixels. (B, scales, C, size, size).
+    """
+    channels, height, width = images.shape[1:]
+    widest = size * 2 ** (scales - 1)
+    corner = ((at + 1) * 0.5 * at.new_tensor((width, height)) - widest / 2 + 0.5).floor().long()
+    step = torch.arange(widest, device=images.device)
+    columns, rows = corner[:, :1] + step, corner[:, 1:] + step
+    place = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None]
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
+    index = place.flatten(1)[:, None].expand(-1, channels, -1)
+    patch = images.flatten(2).gather(2, index).unflatten(2, (widest, widest))
+    patch = (patch / 255 if images.dtype == torch.uint8 else patch) * inside[:, None]
+    levels = []
+    for scale in range(scales):
+        wide = size * 2**scale
+        edge = (widest - wide) // 2
+        levels.append(F.avg_pool2d(patch[..., edge : edge + wide, edge : edge + wide], 2**scale))
+    return torch.stack(levels, dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Glimpses:
+    """What a batch saw. logits: (B, classes). locations: (B, T, 2), where each glimpse was, x and y in [-1, 1].
+    states: (B, T, hidden), what was known after each. log_prob: (B, T - 1) of the locations that were chosen.
+    baselines: (B, T - 1), the reward expected before each.
+    """
+
+    logits: Float[Tensor, "b k"]
+    locations: Float[Tensor, "b t 2"]
+    states: Float[Tensor, "b t d"]
+    log_prob: Float[Tensor, "b u"]
+    baselines: Float[Tensor, "b u"]
+
+
+class RecurrentAttention(Looker):
+    """RAM over images of `channels` channels and any size. glimpse: pixels of a side of the finest patch.
+
+    scales: patches of a glimpse. std: of the policy, in the units of a location. core: "rectifier", the paper's for
+    classification, or "lstm", its for control.
+    """
+
+    name = "ram"
+
+    def __init__(
+        self,
+        classes: int = 10,
+        channels: int = 1,
+        glimpses: int = 6,
+        glimpse: int = 8,
+        scales: int = 1,
+        hidden: int = 256,
+        std: float = 0.1,
+        core: Literal["rectifier", "lstm"] = "rectifier",
+    ) -> None:
+        super().__init__()
+        if min(glimpses, glimpse, scales, channels) < 1 or not std > 0:
+            got = f"glimpses={glimpses}, glimpse={glimpse}, scales={scales}, channels={channels} and std={std}"
+            raise ShapeError(f"glimpses, glimpse, scales and channels must be 1 or more and std above 0, got {got}")
+        self.channels, self.std, self.hidden = channels, std, hidden
+        self.glimpses, self.glimpse, self.scales = glimpses, glimpse, scales
+        half = hidden // 2
+        self.what = nn.Sequential(nn.Linear(scales * channels * glimpse**2, half), nn.ReLU(), nn.Linear(half, hidden))
+        self.where = nn.Sequential(nn.Linear(2, half), nn.ReLU(), nn.Linear(half, hidden))
+        self.core = nn.LSTMCell(hidden, hidden) if core == "lstm" else nn.Linear(2 * hidden, hidden)
+        self.locate = nn.Linear(hidden, 2)
+        self.expect = nn.Linear(hidden, 1)
+        self.classify = nn.Linear(hidden, classes)
+
+    def forward(self, images: Tensor, noise: Float[Tensor, "b t 2"]) -> Glimpses:
+        """images: (B, C, H, W), uint8, or floats in [0, 1]. noise: (B, T, 2): the first location, U(-1, 1), and N(0, 1)
+        for each next. Raises ShapeError for a glimpse that is larger than the image.
+        """
+        check_pixels(images, self.channels)
+        if self.glimpse > min(images.shape[2:]):
+            size = f"{images.shape[3]} x {images.shape[2]}"
+            raise ShapeError(f"a glimpse of {self.glimpse} x {self.glimpse} is larger than the image, {size} pixels")
+        at, state = noise[:, 0], None
+        hidden = at.new_zeros(len(images), self.hidden)
+        locations, log_probs, baselines, states = [at], [], [], []
+        for turn in range(1, self.glimpses + 1):
+            patch = retina(images, at, self.glimpse, self.scales).flatten(1)
+            seen = F.relu(self.what(patch) + self.where(at))
+            if isinstance(self.core, nn.LSTMCell):
+                state = self.core(seen, state)
+                hidden = state[0]
+            else:
+                hidden = F.relu(self.core(torch.cat((hidden, seen), dim=1)))
+            states.append(hidden)
+            if turn < self.glimpses:
+                known = hidden.detach()
+                mean = self.locate(known).tanh()
+                chosen = (mean + self.std * noise[:, turn]).detach()
+                error = ((chosen - mean) / self.std).square().sum(dim=1)
+                log_probs.append(-0.5 * error - 2 * math.log(self.std) - math.log(2 * math.pi))
+                baselines.append(self.expect(known)[:, 0])
+                at = chosen.clamp(-1, 1)
+                locations.append(at)
+        none = at.new_zeros(len(images), 0)
+        stacked = [torch.stack(part, dim=1) if part else none for part in (log_probs, baselines)]
+        return Glimpses(
+            self.classify(hidden), torch.stack(locations, dim=1), torch.stack(states, dim=1), stacked[0], stacked[1]
+        )
+
+    def look(self, pixels: Tensor, seed: int = 0, copies: int = 10) -> Looked:
+        """Look `copies` times, with other first locations and draws each, the same for all images: a class has the mean
+        of its probabilities, and the glimpses are those of the first copy.
+        """
+        generator, batch = torch.Generator().manual_seed(seed), len(pixels)
+        draws = noise(copies, self.glimpses, generator)
+        runs = [self(pixels, draw.expand(batch, -1, -1)) for draw in draws]
+        logits = torch.stack([run.logits.softmax(dim=1) for run in runs]).mean(dim=0).log()
+        height, width = pixels.shape[2:]
+        centres = (runs[0].locations + 1) / 2
+        half = self.glimpse * 2 ** (self.scales - 1) / 2 / centres.new_tensor((width, height))
+        boxes = torch.cat((centres - half, centres + half), dim=-1).clamp(0, 1)
+        turns = torch.arange(self.glimpses).expand(batch, -1)
+        each = torch.ones(batch, dtype=torch.long)
+        return Looked(
+            logits,
+            runs[0].states,
+            boxes,
+            turns,
+            each * (self.glimpses - 1),
+            each * copies * self.glimpses * self.scales,
+            each * copies * self.macs,
+            centres,
+        )
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one run over one image: products of its linear layers."""
+        linear = [one for one in self.modules() if isinstance(one, nn.Linear)]
+        once = {id(self.classify): 1, id(self.locate): self.glimpses - 1, id(self.expect): self.glimpses - 1}
+        total = sum(one.weight.numel() * once.get(id(one), self.glimpses) for one in linear)
+        core = self.core.weight_ih.numel() + self.core.weight_hh.numel() if isinstance(self.core, nn.LSTMCell) else 0
+        return total + core * self.glimpses
+
+    def full_macs(self, height: int, width: int) -> int:
+        """As many glimpses of one scale as cover the image, one after the other."""
+        glimpses = -(-height // self.glimpse) * -(-width // self.glimpse)
+        return self.macs * glimpses // self.glimpses
+
+
+def loss(seen: Glimpses, labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+    """Cross-entropy, the baseline's squared error, and REINFORCE: -(R - b_t) log pi(l_t), R = 1 for the right class."""
+    reward = (seen.logits.argmax(dim=1) == labels).to(seen.logits.dtype)[:, None]
+    gain = (reward - seen.baselines).detach()
+    policy = -(gain * seen.log_prob).sum(dim=1).mean()
+    return F.cross_entropy(seen.logits, labels) + (seen.baselines - reward).square().sum(dim=1).mean() + policy
+
+
+def noise(batch: int, glimpses: int, generator: torch.Generator | None = None) -> Float[Tensor, "b t 2"]:
+    """What `forward` needs: a uniform first location, and a normal draw for each next."""
+    first = torch.rand(batch, 1, 2, generator=generator) * 2 - 1
+    return torch.cat((first, torch.randn(batch, glimpses - 1, 2, generator=generator)), dim=1)

@@ -1,0 +1,80 @@
+"""One safetensors file for a run at the end of an epoch: weights, optimizer, settings and history."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from regard.errors import DataError, ModelError
+from regard.files import write_whole
+
+FORMAT = "regard-checkpoint-1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """kind: the mechanism. arguments: of its `__init__`. settings: of the run: task, epochs, seed and all that decides
+    its losses. history: a row for each epoch. tensors: "model.NAME", and "optimizer.I.NAME" of parameter I.
+    """
+
+    kind: str
+    arguments: dict[str, Any]
+    settings: dict[str, Any]
+    history: list[dict[str, float]]
+    tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that were trained."""
+        return len(self.history)
+
+    def holding(self, model: nn.Module, optimizer: Optimizer, row: dict[str, float]) -> Self:
+        """The next one: a copy of what the model and the optimizer hold now."""
+        tensors = {f"model.{name}": value.detach().clone() for name, value in model.state_dict().items()}
+        for place, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{place}.{name}": value.detach().clone() for name, value in state.items()}
+        return type(self)(self.kind, self.arguments, self.settings, [*self.history, row], tensors)
+
+    def restore(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+        """Give both what they held. Raises ModelError where the weights are another model's."""
+        weights = {name[6:]: value for name, value in self.tensors.items() if name.startswith("model.")}
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ModelError(f"the checkpoint of {self.kind} does not fit: {str(error).splitlines()[-1]}") from error
+        if optimizer is not None:
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in self.tensors.items():
+                if name.startswith("optimizer."):
+                    _, place, key = name.split(".")
+                    state.setdefault(int(place), {})[key] = value.clone()
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write it, all or nothing. Raises DataError."""
+        about = {"kind": self.kind, "arguments": self.arguments, "settings": self.settings, "history": self.history}
+        whole = {name: value.contiguous() for name, value in self.tensors.items()}
+        write_whole(path, save(whole, {"format": FORMAT, "run": json.dumps(about)}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Checkpoint":
+        """Read what `save` wrote. Raises DataError where there is none, it is cut short, or it is something else."""
+        if not Path(path).is_file():
+            raise DataError(f"there is no checkpoint {str(path)!r}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                if about.get("format") != FORMAT:
+                    raise DataError(f"{str(path)!r} is not a checkpoint ({FORMAT}) as regard train writes it")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return cls(**json.loads(about["run"]), tensors=tensors)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"the checkpoint {str(path)!r} cannot be read, it may be cut short: {error}") from error

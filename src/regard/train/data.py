@@ -1,0 +1,42 @@
+"""Labelled images as the recipes want them, and what a trained mechanism makes of those it has not seen."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from regard.mechanisms.looker import Looker
+
+AT_ONCE = 500  # images that are looked at together
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A task. batch(index, generator): the images (B, C, H, W) and labels (B,) of these of its `count` training
+    samples, as drawn by the generator where the task draws. test, test_labels: what is held out. labels: the classes.
+    """
+
+    name: str
+    count: int
+    batch: Callable[[Int[Tensor, " b"], torch.Generator], tuple[UInt8[Tensor, "b c h w"], Int[Tensor, " b"]]]
+    test: UInt8[Tensor, "n c h w"]
+    test_labels: Int[Tensor, " n"]
+    labels: tuple[str, ...]
+
+
+def evaluate(model: Looker, data: Data, seed: int = 0) -> dict[str, float]:
+    """Over all test images: test_error in percent, and the mean macs, tokens and exit of an image."""
+    wrong, macs, tokens, exits = 0, 0.0, 0.0, 0.0
+    model.eval()
+    with torch.no_grad():
+        for images, labels in zip(data.test.split(AT_ONCE), data.test_labels.split(AT_ONCE), strict=True):
+            looked = model.look(images, seed)
+            wrong += int((looked.logits.argmax(dim=1) != labels).sum())
+            macs += float(looked.macs.sum())
+            tokens += float(looked.tokens.sum())
+            exits += float(looked.exits.sum())
+    count = len(data.test)
+    means = {"macs": macs / count, "tokens": tokens / count, "exit": exits / count}
+    return {"test_error": round(100 * wrong / count, 4), **means}

@@ -1,0 +1,131 @@
+"""The loop that every recipe runs: AdamW, a cosine schedule, an epoch at a time, each decided by seed and number alone.
+
+`DIR/last.safetensors` holds the run after each epoch. A run that was interrupted, at any moment and by anything, goes
+on from there and gives the losses that it would have given.
+"""
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regard.errors import DataError, ModelError
+from regard.files import write_all
+from regard.train.checkpoint import Checkpoint
+
+LAST = "last.safetensors"
+Step = Callable[[Tensor, torch.Generator, float], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. batch: samples of a step. rate: learning rate after `warmup` epochs, which falls to 0 by a cosine.
+    decay: of the weights (AdamW). clip: of the gradient's norm, 0 for none.
+    """
+
+    epochs: int
+    seed: int = 0
+    batch: int = 128
+    rate: float = 1e-3
+    decay: float = 0.0
+    warmup: float = 0.0
+    clip: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch < 1:
+            raise DataError(f"epochs and batch must be 1 or more, got {self.epochs} and {self.batch}")
+        if not 0 < self.rate < math.inf:
+            raise DataError(f"the learning rate must be a number above 0, got {self.rate}")
+
+    def rate_at(self, done: float) -> float:
+        """The learning rate when `done` of all steps are made, in [0, 1]."""
+        warm = self.warmup / self.epochs
+        if done < warm:
+            return self.rate * done / warm
+        return self.rate * 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
+
+
+def fit(
+    model: nn.Module,
+    step: Step,
+    count: int,
+    recipe: Recipe,
+    folder: Path,
+    about: Checkpoint,
+    tell: Callable[[int, int, float, float], None] = lambda epoch, done, loss, accuracy: None,
+) -> Checkpoint:
+    """Train a model, or go on; the run's last checkpoint.
+
+    step(index, generator, done) gives the mean loss of a batch and how many of it were right; index: the places of its
+    samples among `count`; done: the share of all steps that are made. about: kind, arguments and settings of the run.
+    tell(epoch, samples, loss, accuracy): called for every step. Raises ModelError where a loss is not finite, and
+    DataError where the folder holds another run.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=recipe.decay, fused=True)
+    state = _found(folder, about)
+    if state.epoch:
+        state.restore(model, optimizer)
+    steps = -(-count // recipe.batch)
+    for epoch in range(state.epoch, recipe.epochs):
+        generator = torch.Generator().manual_seed(1_000_003 * recipe.seed + epoch)
+        start, losses, right, seen = time.perf_counter(), 0.0, 0, 0
+        model.train()
+        for number, index in enumerate(torch.randperm(count, generator=generator).split(recipe.batch)):
+            done = (epoch + number / steps) / recipe.epochs
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate_at(done)
+            loss, hits = step(index, generator, done)
+            value = loss.item()
+            if not math.isfinite(value):
+                kept = f"{str(folder / LAST)!r} is of epoch {epoch}" if epoch else "nothing was written yet"
+                raise ModelError(
+                    f"the loss is {value} at step {number + 1} of epoch {epoch + 1}: {kept}; try a lower --rate"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if recipe.clip:
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            optimizer.step()
+            losses, right, seen = losses + value * len(index), right + int(hits), seen + len(index)
+            tell(epoch + 1, seen, losses / seen, right / seen)
+        row = {"epoch": epoch + 1, "loss": losses / seen, "accuracy": right / seen}
+        state = state.holding(model, optimizer, {**row, "seconds": round(time.perf_counter() - start, 2)})
+        state.save(folder / LAST)
+        write_all(folder, {"history.csv": _csv(state.history)})
+    model.eval()
+    return state
+
+
+def settings(recipe: Recipe, **others: Any) -> dict[str, Any]:
+    """All that decides a run's losses, for its checkpoint."""
+    return {**asdict(recipe), **others}
+
+
+def _found(folder: Path, about: Checkpoint) -> Checkpoint:
+    """The run to go on with: what the folder holds, or a new one."""
+    if not (folder / LAST).exists():
+        return about
+    state = Checkpoint.load(folder / LAST)
+    there, asked = ({"kind": one.kind, **one.arguments, **one.settings} for one in (state, about))
+    other = [
+        f"{name} {there.get(name)} (asked for {asked.get(name)})" for name in asked if there.get(name) != asked[name]
+    ]
+    if other or there.keys() != asked.keys():
+        different = ", ".join(other) or "other settings"
+        raise DataError(f"{str(folder)!r} holds a run with {different}: choose another --out, or remove it")
+    return state
+
+
+def _csv(history: list[dict[str, float]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(history[-1]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()

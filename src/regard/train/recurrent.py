@@ -1,0 +1,34 @@
+"""RAM as its paper trains it, but for the optimizer: cross-entropy, a baseline, and REINFORCE for where to look."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.mechanisms.recurrent import RecurrentAttention, loss, noise
+from regard.train.checkpoint import Checkpoint
+from regard.train.data import Data
+from regard.train.loop import Recipe, fit, settings
+
+
+def train(
+    arguments: dict[str, Any],
+    data: Data,
+    recipe: Recipe,
+    folder: Path,
+    tell: Callable[[int, int, float, float], None] = lambda epoch, done, loss, accuracy: None,
+) -> RecurrentAttention:
+    """Train RAM, or go on. arguments: of `RecurrentAttention`. Raises as `fit`."""
+    torch.manual_seed(recipe.seed)
+    model = RecurrentAttention(**arguments)
+
+    def step(index: Tensor, generator: torch.Generator, done: float) -> tuple[Tensor, Tensor]:
+        images, labels = data.batch(index, generator)
+        seen = model(images, noise(len(images), model.glimpses, generator))
+        return loss(seen, labels), (seen.logits.argmax(dim=1) == labels).sum()
+
+    about = Checkpoint("ram", arguments, settings(recipe, task=data.name), [])
+    fit(model, step, data.count, recipe, folder, about, tell)
+    return model
