@@ -1,0 +1,142 @@
+"""One contract for every trained mechanism that chooses where to look. A new one needs an entry in TINY."""
+
+import importlib
+import inspect
+import pkgutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import regard.mechanisms
+from regard.errors import ShapeError
+from regard.mechanisms.looker import Looker
+from regard.mechanisms.recurrent import RecurrentAttention
+from regard.record import Record
+
+# what makes a small one, and the pixels of a side that it is shown
+TINY = {
+    "RecurrentAttention": (lambda: RecurrentAttention(5, 1, glimpses=3, glimpse=4, scales=2, hidden=16), 23),
+}
+
+
+def made(name: str) -> tuple[Looker, int]:
+    torch.manual_seed(7)
+    make, side = TINY[name]
+    looker = make().eval()
+    with torch.no_grad():
+        for value in looker.parameters():
+            if value.ndim > 1:
+                value.normal_(0, 0.3)
+    return looker, side
+
+
+def pixels(looker: Looker, side: int, count: int = 5) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (count, looker.channels, side, side), generator=generator, dtype=torch.uint8)
+
+
+def test_every_mechanism_is_here():
+    found = set()
+    for module in pkgutil.iter_modules(regard.mechanisms.__path__):
+        members = vars(importlib.import_module(f"regard.mechanisms.{module.name}")).values()
+        found |= {
+            m.__name__ for m in members if isinstance(m, type) and issubclass(m, Looker) and not inspect.isabstract(m)
+        }
+    assert found == set(TINY)
+
+
+@pytest.fixture(params=sorted(TINY))
+def looker(request):
+    return made(request.param)
+
+
+@torch.no_grad()
+def test_what_it_says_fits_together(looker):
+    it, side = looker
+    looked = it.look(pixels(it, side))
+    batch, regions = looked.stages.shape
+    assert batch == 5
+    assert looked.boxes.shape == (batch, regions, 4)
+    assert looked.features.shape[:2] == (batch, regions)
+    read = looked.stages >= 0
+    assert bool((looked.stages <= looked.exits[:, None]).all())
+    boxes = looked.boxes[read]
+    assert bool(((boxes >= 0) & (boxes <= 1)).all())
+    assert bool((boxes[:, :2] <= boxes[:, 2:]).all())
+    assert bool((looked.tokens >= 1).all())
+    assert bool(looked.logits.isfinite().all())
+    if looked.fixations is not None:
+        there = looked.fixations[~looked.fixations.isnan()]
+        assert bool(((there >= 0) & (there <= 1)).all())
+
+
+@torch.no_grad()
+def test_macs_counted_are_macs_measured(looker):
+    it, side = looker
+    for image in pixels(it, side).split(1):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            looked = it.look(image)
+        assert int(looked.macs) == counter.get_total_flops() // 2
+
+
+@torch.no_grad()
+def test_a_seed_decides_all_that_is_drawn(looker):
+    it, side = looker
+    images = pixels(it, side)
+    one, same = it.look(images, seed=4), it.look(images, seed=4)
+    for name in ("logits", "features", "boxes", "stages", "exits", "macs"):
+        assert torch.equal(getattr(one, name), getattr(same, name))
+
+
+@torch.no_grad()
+def test_an_image_does_not_depend_on_its_neighbours(looker):
+    it, side = looker
+    images = pixels(it, side)
+    whole = it.look(images)
+    for place, image in enumerate(images.split(1)):
+        alone = it.look(image)
+        torch.testing.assert_close(whole.logits[place], alone.logits[0], rtol=1e-4, atol=1e-5)
+        for name in ("exits", "tokens", "macs"):
+            assert getattr(whole, name)[place] == getattr(alone, name)[0]
+        ours, theirs = whole.stages[place] >= 0, alone.stages[0] >= 0
+        torch.testing.assert_close(whole.boxes[place, ours], alone.boxes[0, theirs])
+
+
+@torch.no_grad()
+def test_bytes_are_floats_over_255(looker):
+    it, side = looker
+    images = pixels(it, side, 2)
+    torch.testing.assert_close(it.look(images).logits, it.look(images / 255).logits)
+
+
+def test_the_record_is_whole(looker):
+    it, side = looker
+    array = np.random.default_rng(1).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    seen = it.see(Image.fromarray(array), seed=2)
+    record = seen.record
+    assert seen.route == "prediction"
+    assert Record.from_json(record.to_json()) == record
+    assert record.trace is not None
+    assert len(record.trace.stages) == len(record.boxes) == seen.tokens.features.shape[1]
+    assert record.trace.macs > 0
+    assert record.trace.macs_full > 0
+    assert abs(sum(record.trace.probabilities) - 1) < 1e-4
+    assert record.trace.answer in {str(k) for k in range(len(record.trace.probabilities))}
+
+
+@pytest.mark.parametrize("wrong", ["channels", "dims", "dtype", "list"])
+def test_wrong_pixels_are_named(looker, wrong):
+    it, side = looker
+    images = pixels(it, side, 2)
+    bad = {
+        "channels": torch.cat((images, images), dim=1),
+        "dims": images[0],
+        "dtype": images.long(),
+        "list": images.tolist(),
+    }[wrong]
+    with pytest.raises(ShapeError, match="pixels must"):
+        it.look(bad)
