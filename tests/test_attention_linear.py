@@ -71,6 +71,11 @@ class TestLinear:
         assert_parity(lambda t: layer(t, mask), lambda t: linear_loop(layer, t, mask), x)
         assert_parity(layer, lambda t: linear_loop(layer, t, torch.ones_like(mask)), x)
 
+    def test_slabs_are_its_recurrence_too(self, x, mask, monkeypatch):
+        monkeypatch.setattr("regard.attention.linear.SLAB", 7 * BATCH)  # 23 tokens in slabs of 7
+        layer = randomised(LinearAttention(DIM, HEADS))
+        assert_parity(lambda t: layer(t, mask), lambda t: linear_loop(layer, t, mask), x)
+
     @pytest.mark.parametrize("causal", [False, True])
     def test_gradients_of_parameters(self, x, mask, causal):
         layer = randomised(LinearAttention(DIM, HEADS, causal, chunk=7))
@@ -146,6 +151,7 @@ class TestLinear:
         assert not x.grad[1].any()
         assert x.grad[0].any()
 
+    @pytest.mark.usefixtures("unchecked")
     def test_bad_input(self, x):
         layer = LinearAttention(DIM, HEADS).double()
         with pytest.raises(ShapeError, match="dim=11 and heads=2"):
@@ -198,6 +204,7 @@ class TestLinear:
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, while it compiles
     @pytest.mark.parametrize("causal", [False, True])
+    @pytest.mark.usefixtures("compiler")
     def test_compiles_whole(self, x, mask, causal):
         layer = randomised(LinearAttention(DIM, HEADS, causal, chunk=7))
         compiled = torch.compile(layer, fullgraph=True)

@@ -16,6 +16,7 @@ from regard.attention._base import Layer, check_input, heads_of, joined
 from regard.attention._keys import key_mask, summable
 from regard.errors import ShapeError
 
+SLAB = 4096  # tokens projected together: larger buffers are given back to the system and fetched again each time
 State = tuple[Float[Tensor, "b h d e"], Float[Tensor, "b h d"]]
 
 
@@ -41,9 +42,17 @@ class LinearAttention(Layer):
         """x: (B, N, D). mask: (B, N), True = may be seen; a row that sees nothing is 0."""
         if self.causal:
             return self.extend(x, None, mask)[0]
-        q, k, v = self._projected(x, mask)
-        state, total = k.transpose(-1, -2) @ v, k.sum(dim=-2)
-        return self._read(q @ state, q @ total[..., None], x.dtype)
+        check_input("x", x, self.dim)
+        seen = key_mask(mask, len(x), x.shape[1])
+        size = max(SLAB // max(len(x), 1), 1)
+        masks = [None] * max(-(-x.shape[1] // size), 1) if seen is None else seen.split(size, dim=1)
+        state = summable(x.new_zeros(len(x), self.heads, self.dim // self.heads, self.dim // self.heads))
+        total, queries = state[..., 0], []
+        for slab, shown in zip(x.split(size, dim=1), masks, strict=True):
+            q, k, v = self._projected(slab, shown)
+            state, total = state + k.transpose(-1, -2) @ v, total + k.sum(dim=-2)
+            queries.append(q)
+        return torch.cat([self._read(q @ state, q @ total[..., None], x.dtype) for q in queries], dim=1)
 
     def extend(
         self, x: Float[Tensor, "b n c"], state: State | None = None, mask: Bool[Tensor, "b n"] | None = None
