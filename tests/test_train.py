@@ -1,0 +1,183 @@
+"""The loop: resumed after any end it gives the same losses; what cannot go on says so and loses nothing."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from regard.errors import DataError, ModelError
+from regard.mechanisms.recurrent import RecurrentAttention
+from regard.train.checkpoint import Checkpoint
+from regard.train.data import Data, evaluate
+from regard.train.loop import LAST, Recipe, fit, settings
+from regard.train.recurrent import train
+
+ARGUMENTS = {"classes": 3, "glimpses": 2, "glimpse": 3, "hidden": 8}
+
+
+def toy(slow: float = 0.0) -> Data:
+    generator = torch.Generator().manual_seed(4)
+    images = torch.randint(0, 256, (40, 1, 7, 9), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, 3, (40,), generator=generator)
+
+    def batch(index, generator):
+        time.sleep(slow)
+        noisy = torch.randint(0, 9, (len(index), 1, 7, 9), generator=generator, dtype=torch.uint8)
+        return images[index] // 2 + noisy, labels[index]
+
+    return Data("toy", 40, batch, images, labels, ("a", "b", "c"))
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in Checkpoint.load(folder / LAST).history]
+
+
+def test_a_run_that_was_killed_goes_on_with_the_same_losses(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    recipe = Recipe(epochs=6, seed=3, batch=8)
+    train(ARGUMENTS, toy(), recipe, whole)
+    line = (
+        "import sys; from pathlib import Path; from test_train import *;"
+        "train(ARGUMENTS, toy(0.03), Recipe(epochs=6, seed=3, batch=8), Path(sys.argv[1]))"
+    )
+    for epochs in (2, 4):  # killed twice, in the middle of an epoch
+        process = subprocess.Popen([sys.executable, "-c", line, str(cut)], cwd=Path(__file__).parent)
+        started = time.monotonic()
+        while not (cut / LAST).exists() or len(losses(cut)) < epochs:
+            assert time.monotonic() - started < 60
+            assert process.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert len(losses(cut)) < 6
+    last = train(ARGUMENTS, toy(), recipe, cut)
+    assert losses(cut) == losses(whole)
+    first = Checkpoint.load(whole / LAST).tensors
+    for name, value in Checkpoint.load(cut / LAST).tensors.items():
+        assert torch.equal(value, first[name]), name
+    assert evaluate(last, toy()) == evaluate(train(ARGUMENTS, toy(), recipe, whole), toy())
+
+
+def test_another_seed_is_another_run(tmp_path):
+    for seed in (0, 1):
+        train(ARGUMENTS, toy(), Recipe(epochs=1, seed=seed, batch=8), tmp_path / str(seed))
+    assert losses(tmp_path / "0") != losses(tmp_path / "1")
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    recipe = Recipe(epochs=1, batch=8)
+    train(ARGUMENTS, toy(), recipe, tmp_path)
+    before = (tmp_path / LAST).stat().st_mtime_ns
+    train(ARGUMENTS, toy(), recipe, tmp_path)
+    assert (tmp_path / LAST).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"recipe": Recipe(epochs=1, batch=8, rate=0.5)}, r"another run|rate 0.001 \(asked for 0.5\)"),
+        ({"arguments": {**ARGUMENTS, "glimpses": 3}}, r"glimpses 2 \(asked for 3\)"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(tmp_path, change, line):
+    given = {"arguments": ARGUMENTS, "data": toy(), "recipe": Recipe(epochs=1, batch=8)}
+    train(**given, folder=tmp_path)
+    with pytest.raises(DataError, match=line):
+        train(**{**given, **change}, folder=tmp_path)
+
+
+def fitted(folder, step, epochs=3):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    recipe = Recipe(epochs=epochs, batch=5)
+    return fit(
+        model, lambda i, g, d: step(model, i, g, d), 10, recipe, folder, Checkpoint("x", {}, settings(recipe), [])
+    )
+
+
+def plain(model, index, generator, done):
+    out = model(torch.randn(len(index), 3, generator=generator))
+    return out.square().mean(), torch.tensor(1)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last(tmp_path):
+    def step(model, index, generator, done):
+        loss, right = plain(model, index, generator, done)
+        return (loss * float("nan") if done >= 1 / 3 + 0.1 else loss), right
+
+    with pytest.raises(ModelError, match=r"loss is nan at step 2 of epoch 2: .*last.safetensors' is of epoch 1"):
+        fitted(tmp_path, step)
+    assert len(losses(tmp_path)) == 1
+    values = Checkpoint.load(tmp_path / LAST).tensors
+    assert all(bool(value.isfinite().all()) for value in values.values())
+
+
+def test_nan_at_once_says_that_nothing_is_there(tmp_path):
+    with pytest.raises(ModelError, match="step 1 of epoch 1: nothing was written yet"):
+        fitted(tmp_path, lambda m, i, g, d: (m.weight.sum() * float("inf"), torch.tensor(0)))
+    assert not (tmp_path / LAST).exists()
+
+
+def test_a_full_disk_keeps_the_last(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def step(model, index, generator, done):
+        if done > 0.4:
+            monkeypatch.setattr("os.fsync", full)
+        return plain(model, index, generator, done)
+
+    with pytest.raises(DataError, match="No space left"):
+        fitted(tmp_path, step)
+    monkeypatch.undo()
+    assert len(losses(tmp_path)) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.csv", LAST]
+
+
+def test_a_cut_or_foreign_checkpoint_is_named(tmp_path):
+    train(ARGUMENTS, toy(), Recipe(epochs=1, batch=8), tmp_path)
+    whole = (tmp_path / LAST).read_bytes()
+    for size in (0, 5, 200, len(whole) // 2, len(whole) - 1):
+        (tmp_path / LAST).write_bytes(whole[:size])
+        with pytest.raises(DataError, match="cannot be read, it may be cut short"):
+            Checkpoint.load(tmp_path / LAST)
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.ones(1)}, tmp_path / "other")
+    with pytest.raises(DataError, match="is not a checkpoint"):
+        Checkpoint.load(tmp_path / "other")
+    with pytest.raises(DataError, match="there is no checkpoint"):
+        Checkpoint.load(tmp_path / "none")
+
+
+def test_weights_of_another_configuration_do_not_fit(tmp_path):
+    train(ARGUMENTS, toy(), Recipe(epochs=1, batch=8), tmp_path)
+    with pytest.raises(ModelError, match="does not fit"):
+        Checkpoint.load(tmp_path / LAST).restore(RecurrentAttention(**{**ARGUMENTS, "hidden": 16}))
+
+
+def test_the_rate_warms_up_and_falls_to_0():
+    recipe = Recipe(epochs=10, rate=2.0, warmup=1)
+    assert recipe.rate_at(0) == 0
+    assert recipe.rate_at(0.05) == pytest.approx(1)
+    assert recipe.rate_at(0.1) == 2
+    assert recipe.rate_at(0.55) == pytest.approx(1)
+    assert recipe.rate_at(1) == pytest.approx(0)
+    for wrong in ({"epochs": 0}, {"epochs": 1, "batch": 0}, {"epochs": 1, "rate": float("nan")}):
+        with pytest.raises(DataError):
+            Recipe(**wrong)
+
+
+def test_history_is_a_table(tmp_path):
+    fitted(tmp_path, plain)
+    rows = (tmp_path / "history.csv").read_text().splitlines()
+    assert rows[0] == "epoch,loss,accuracy,seconds"
+    assert len(rows) == 4
