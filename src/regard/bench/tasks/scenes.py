@@ -86,13 +86,18 @@ def pool(half: str, folder: Path | None = None) -> Pool:
     return Pool(
         photos[half],
         half_of(cutouts, half, names),
-        {
-            name: photo
-            for name, photo in gcompris.monuments(half, monuments).items()
-            if min(photo.size) >= _SMALL and name not in _UNFIT
-        },
+        backgrounds(half, monuments),
         words.sayings(half),
     )
+
+
+def backgrounds(half: str, package: Path | None = None) -> dict[str, Image.Image]:
+    """The half's photos to set things on, RGB of any size, by name. package: the .deb of gcompris. Raises DataError."""
+    return {
+        name: photo
+        for name, photo in gcompris.monuments(half, package).items()
+        if min(photo.size) >= _SMALL and name not in _UNFIT
+    }
 
 
 class _Canvas:
@@ -109,7 +114,7 @@ class _Canvas:
         places = [self._place(thing.size) for _ in range(_TRIES)]
         best, most = places[0], -1.0
         for place in places:
-            seen = _contrast(thing, self.image.crop((*place, place[0] + thing.width, place[1] + thing.height)))
+            seen = contrast(thing, self.image.crop((*place, place[0] + thing.width, place[1] + thing.height)))
             if seen > most:
                 best, most = place, seen
             if most >= CONTRAST:
@@ -225,7 +230,7 @@ def _square(rng: np.random.Generator, photo: Image.Image) -> Image.Image:
     return photo.resize((SIDE, SIDE), Image.Resampling.BICUBIC, (x, y, x + side, y + side))
 
 
-def _contrast(thing: Image.Image, behind: Image.Image) -> float:
+def contrast(thing: Image.Image, behind: Image.Image) -> float:
     """How far the colours of a thing's solid part are from what it would cover, mean over pixels, of 255."""
     at = solid(thing)
     apart = np.abs(np.asarray(thing)[..., :3].astype(int) - np.asarray(behind).astype(int)).max(axis=2)

@@ -23,7 +23,7 @@ PACKAGE = Package(
 )
 SMALLEST = 90  # pixels, of the longest side
 
-_ROOT = "./usr/share/tuxpaint/stamps/"
+ROOT = "./usr/share/tuxpaint/stamps/"
 _FOLDERS = re.compile(r"^(animals|food|hobbies|household|medical|plants/(flowers|mushrooms)|sports|town|vehicles)/")
 _DRAWN = re.compile(r"/(cartoon|plastic|flags|houses|monuments|toys)/")
 _SENTENCE = re.compile(r"An? ([a-z]+(?: [a-z]+)*)[.!]?")
@@ -71,8 +71,8 @@ def stamps(package: Path | None = None) -> tuple[CutOut, ...]:
     files = PACKAGE.files(lambda path: path.endswith((".png", ".txt")), package)
     found = []
     for path, data in files.items():
-        stem = path.removeprefix(_ROOT).removesuffix(".txt")
-        picture = files.get(f"{_ROOT}{stem}.png")
+        stem = path.removeprefix(ROOT).removesuffix(".txt")
+        picture = files.get(f"{ROOT}{stem}.png")
         if path.endswith(".txt") and picture is not None and (name := named(stem, data.decode("utf-8", "replace"))):
             image = Image.open(io.BytesIO(picture))
             if is_photo(image):
