@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from torch import nn
 
 from regard.errors import DataError, ModelError
 from regard.mechanisms.recurrent import RecurrentAttention
-from regard.train.checkpoint import Checkpoint
+from regard.train.checkpoint import LAST, Checkpoint, looker
 from regard.train.data import Data, evaluate
-from regard.train.loop import LAST, Recipe, fit, settings
+from regard.train.loop import Recipe, fit, settings
 from regard.train.recurrent import train
 
 ARGUMENTS = {"classes": 3, "glimpses": 2, "glimpse": 3, "hidden": 8}
@@ -64,6 +65,17 @@ def test_a_run_that_was_killed_goes_on_with_the_same_losses(tmp_path):
     for name, value in Checkpoint.load(cut / LAST).tensors.items():
         assert torch.equal(value, first[name]), name
     assert evaluate(last, toy()) == evaluate(train(ARGUMENTS, toy(), recipe, whole), toy())
+
+
+def test_a_run_is_looked_with_again(tmp_path):
+    trained = train(ARGUMENTS, toy(), Recipe(epochs=1, batch=8), tmp_path)
+    for path in (tmp_path, tmp_path / LAST):
+        again, labels = looker(path)
+        assert labels == ("a", "b", "c")
+        assert torch.equal(again.look(toy().test).logits, trained.look(toy().test).logits)
+    replace(Checkpoint.load(tmp_path / LAST), kind="other").save(tmp_path / "x")
+    with pytest.raises(ModelError, match="'other', which this version"):
+        looker(tmp_path / "x")
 
 
 def test_another_seed_is_another_run(tmp_path):

@@ -1,4 +1,4 @@
-"""The command line: `regard look`, `ask`, `tiles`, `calibrate`, `list`, `train` and `bench`.
+"""The command line: `regard look`, `ask`, `tiles`, `calibrate`, `list`, `train`, `show` and `bench`.
 
 Exit codes: 0, 1 for a failure, 2 for a usage that cannot work.
 """
@@ -27,6 +27,7 @@ from regard.cli._shared import (
     names_in,
     write,
 )
+from regard.cli._show import show
 from regard.cli._tiles import tiles
 from regard.cli._train import train
 from regard.errors import BudgetError, ModelError, RegardError
@@ -134,6 +135,7 @@ app.command()(ask)
 app.command()(tiles)
 app.add_typer(bench, name="bench")
 app.command()(calibrate)
+app.command()(show)
 app.add_typer(train, name="train")
 
 

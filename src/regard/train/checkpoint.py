@@ -2,7 +2,10 @@
 
 import json
 import os
-from dataclasses import dataclass, field
+import pkgutil
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from inspect import isabstract
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,16 +14,20 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+import regard.mechanisms
 from regard.errors import DataError, ModelError
 from regard.files import write_whole
+from regard.mechanisms.looker import Looker
 
+LAST = "last.safetensors"  # in a run's folder
 FORMAT = "regard-checkpoint-1"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """kind: the mechanism. arguments: of its `__init__`. settings: of the run: task, epochs, seed and all that decides
-    its losses. history: a row for each epoch. tensors: "model.NAME", and "optimizer.I.NAME" of parameter I.
+    its losses. history: a row for each epoch. tensors: "model.NAME", and "optimizer.I.NAME" of parameter I. labels:
+    names of the classes.
     """
 
     kind: str
@@ -28,6 +35,7 @@ class Checkpoint:
     settings: dict[str, Any]
     history: list[dict[str, float]]
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    labels: tuple[str, ...] = ()
 
     @property
     def epoch(self) -> int:
@@ -39,7 +47,7 @@ class Checkpoint:
         tensors = {f"model.{name}": value.detach().clone() for name, value in model.state_dict().items()}
         for place, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{place}.{name}": value.detach().clone() for name, value in state.items()}
-        return type(self)(self.kind, self.arguments, self.settings, [*self.history, row], tensors)
+        return replace(self, history=[*self.history, row], tensors=tensors)
 
     def restore(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
         """Give both what they held. Raises ModelError where the weights are another model's."""
@@ -58,7 +66,7 @@ class Checkpoint:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write it, all or nothing. Raises DataError."""
-        about = {"kind": self.kind, "arguments": self.arguments, "settings": self.settings, "history": self.history}
+        about = {name: getattr(self, name) for name in ("kind", "arguments", "settings", "history", "labels")}
         whole = {name: value.contiguous() for name, value in self.tensors.items()}
         write_whole(path, save(whole, {"format": FORMAT, "run": json.dumps(about)}))
 
@@ -73,8 +81,25 @@ class Checkpoint:
                 if about.get("format") != FORMAT:
                     raise DataError(f"{str(path)!r} is not a checkpoint ({FORMAT}) as regard train writes it")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return cls(**json.loads(about["run"]), tensors=tensors)
+            run = json.loads(about["run"])
+            return cls(**{**run, "labels": tuple(run.get("labels", ()))}, tensors=tensors)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"the checkpoint {str(path)!r} cannot be read, it may be cut short: {error}") from error
+
+
+def looker(path: str | os.PathLike) -> tuple[Looker, tuple[str, ...]]:
+    """The trained mechanism of a run's folder or checkpoint, and the names of its classes.
+
+    Raises DataError where there is none, ModelError where it is of a mechanism that is not known.
+    """
+    place = Path(path)
+    state = Checkpoint.load(place / LAST if place.is_dir() else place)
+    for module in pkgutil.iter_modules(regard.mechanisms.__path__):
+        for kind in vars(import_module(f"regard.mechanisms.{module.name}")).values():
+            if isinstance(kind, type) and issubclass(kind, Looker) and not isabstract(kind) and kind.name == state.kind:
+                model = kind(**state.arguments)
+                state.restore(model)
+                return model.eval(), state.labels
+    raise ModelError(f"{str(path)!r} is of the mechanism {state.kind!r}, which this version of regard does not know")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
@@ -40,3 +41,16 @@ def evaluate(model: Looker, data: Data, seed: int = 0) -> dict[str, float]:
     count = len(data.test)
     means = {"macs": macs / count, "tokens": tokens / count, "exit": exits / count}
     return {"test_error": round(100 * wrong / count, 4), **means}
+
+
+def jittered(images: UInt8[Tensor, "b c h w"], generator: torch.Generator, most: int = 2) -> UInt8[Tensor, "b c h w"]:
+    """Each image moved by up to `most` pixels each way, black coming in, and mirrored or not, as likely."""
+    batch, channels, height, width = images.shape
+    top, left = torch.randint(2 * most + 1, (2, batch, 1, 1), generator=generator)
+    mirror = torch.randint(2, (batch, 1, 1), generator=generator).bool()
+    columns = torch.arange(width)
+    columns = left + torch.where(mirror, width - 1 - columns, columns)
+    place = (top + torch.arange(height)[:, None]) * (width + 2 * most) + columns
+    padded = F.pad(images, (most, most, most, most)).flatten(2)
+    index = place.flatten(1)[:, None].expand(-1, channels, -1)
+    return padded.gather(2, index).view(batch, channels, height, width)

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from regard.errors import DataError, ModelError
 from regard.files import write_all
-from regard.train.checkpoint import Checkpoint
+from regard.train.checkpoint import LAST, Checkpoint
 
-LAST = "last.safetensors"
 Step = Callable[[Tensor, torch.Generator, float], tuple[Tensor, Tensor]]
 
 

@@ -29,6 +29,6 @@ def train(
         seen = model(images, noise(len(images), model.glimpses, generator))
         return loss(seen, labels), (seen.logits.argmax(dim=1) == labels).sum()
 
-    about = Checkpoint("ram", arguments, settings(recipe, task=data.name), [])
+    about = Checkpoint("ram", arguments, settings(recipe, task=data.name), [], labels=data.labels)
     fit(model, step, data.count, recipe, folder, about, tell)
     return model

@@ -1,0 +1,52 @@
+"""`regard show`: what a trained mechanism looks at in an image."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regard.cli._shared import Progress, UsageError, check_writable
+
+
+def show(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run's folder, or its last.safetensors.")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture.", show_default=False)],
+    fixation: Annotated[
+        str | None, typer.Option(help="Where to look first, x,y from 0 to 1.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for record.json, path.png and glimpses.png.")] = Path("regard-show"),
+    seed: Annotated[int, typer.Option(help="For what is drawn.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Draw where a trained mechanism looks: the path of its fixations, and an animation of what it reads."""
+    from regard.files import write_all
+    from regard.report.glimpses import animation, caption, path
+    from regard.report.pictures import png
+    from regard.train.checkpoint import looker
+
+    place = None if fixation is None else _place(fixation)
+    check_writable(out)
+    with Progress(quiet) as stage:
+        stage("load")
+        model, labels = looker(checkpoint)
+        stage("look")
+        seen = model.see(image, labels, seed, fixation=place)
+    record = seen.record
+    files = {"record.json": record.to_json(), "path.png": png(path(record)), "glimpses.png": animation(record)}
+    write_all(out, files)
+    if not quiet and record.trace is not None:
+        typer.echo(caption(record.trace))
+        typer.echo(f"Open {out / 'path.png'} and {out / 'glimpses.png'} (animated)")
+
+
+def _place(text: str) -> tuple[float, float]:
+    """x,y as two numbers in [0, 1]. Raises UsageError."""
+    parts = text.split(",")
+    try:
+        x, y = (float(part) for part in parts)
+    except ValueError:
+        raise UsageError(f"--fixation must be x,y such as 0.3,0.7, got {text!r}") from None
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise UsageError(f"--fixation must be from 0 to 1 (0,0 is the top left), got {text!r}")
+    return x, y

@@ -1,0 +1,72 @@
+"""The cascade as CF-ViT trains it: all tokens split at first, then the salient ones; and thresholds for its exits.
+
+Thresholds are solved on images that training never saw, and saved with the weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.mechanisms.cascade import Cascade, loss
+from regard.mechanisms.exits import confidence, for_accuracy, for_cost
+from regard.train.checkpoint import Checkpoint
+from regard.train.held import Held
+from regard.train.loop import LAST, Recipe, fit, settings
+
+AT_ONCE = 250  # images
+
+
+def train(
+    arguments: dict[str, Any],
+    data: Held,
+    recipe: Recipe,
+    folder: Path,
+    tell: Callable[[int, int, float, float], None] = lambda epoch, done, loss, accuracy: None,
+    warm: float = 0.4,
+    tolerance: float = 0.002,
+    share: float | None = None,
+) -> Cascade:
+    """Train a cascade, or go on, and solve its thresholds. arguments: of `Cascade`, as JSON has them. warm: the share
+    of all steps in which every token is split (CF-ViT: two thirds). tolerance, share: as `solve`. Raises as `fit`.
+    """
+    torch.manual_seed(recipe.seed)
+    model = Cascade(**arguments)
+
+    def step(index: Tensor, generator: torch.Generator, done: float) -> tuple[Tensor, Tensor]:
+        images, labels = data.batch(index, generator)
+        logits = model(images, everything=done < warm)
+        return loss(logits, labels), (logits[-1].argmax(dim=1) == labels).sum()
+
+    about = Checkpoint("cascade", arguments, settings(recipe, task=data.name, warm=warm), [])
+    state = fit(model, step, data.count, recipe, folder, about, tell)
+    solve(model, data.held, data.held_labels, tolerance, share)
+    replace(state, tensors=state.tensors | {"model.thresholds": model.thresholds.clone()}).save(folder / LAST)
+    return model
+
+
+def solve(model: Cascade, held: Tensor, labels: Tensor, tolerance: float = 0.002, share: float | None = None) -> None:
+    """Set the thresholds: the cheapest whose accuracy is that of the last stage less the tolerance, or those whose
+    mean cost is this share of reading all at the finest resolution. Raises DataError where there are none.
+    """
+    if model.stages == 1:
+        return
+    logits = answers(model, held)
+    sure = confidence(logits)
+    if share is not None:
+        side = model.side or 0
+        model.set_thresholds(for_cost(sure, model.costs, share * model.full_macs(side, side)))
+        return
+    right = logits.argmax(dim=-1) == labels[:, None]
+    least = float(right[:, -1].double().mean()) - tolerance
+    model.set_thresholds(for_accuracy(sure, right, model.costs, least))
+
+
+@torch.no_grad()
+def answers(model: Cascade, images: Tensor) -> Tensor:
+    """The logits of all stages, (N, stages, classes). images: pixels, or features of `Cascade.read`."""
+    model.eval()
+    return torch.cat([torch.stack(model(some), dim=1) for some in images.split(AT_ONCE)])

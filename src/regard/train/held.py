@@ -1,0 +1,100 @@
+"""The cascade's tasks, with images held out of training, on which the thresholds of its exits are solved.
+
+fashion: Fashion-MNIST on 32 x 32 pixels, the last 5,000 of its training images held out. search: a small thing on a
+photo of 512 x 512; a frozen stem reads each image once, into files that the next run finds again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from regard.bench.tasks.fetching import Told
+from regard.errors import DataError
+from regard.files import write_whole
+from regard.train.data import Data
+
+HELD = 5000
+SEARCH = {"train": 4000, "held": 1000, "test": 1000}  # images
+SIDE = 512  # pixels, of the search task
+SHIFT = 2  # pixels, at most, of a training image of fashion
+
+_SEED = 2203
+_CHUNK = 50  # images of a file
+
+
+@dataclass(frozen=True, eq=False)
+class Held(Data):
+    """A task with images held out, as `batch` gives them, and their labels."""
+
+    held: Tensor
+    held_labels: Tensor
+
+
+def fashion(told: Told | None = None) -> Held:
+    """Fashion-MNIST with a black border of two pixels; those to train on mirrored or not, and moved a little."""
+    from regard.bench.tasks.fashion import CLASSES
+    from regard.bench.tasks.fashion import fashion as read
+
+    images = read(told=told)
+    train, test = (F.pad(part[:, None], (2, 2, 2, 2)) for part in (images.train, images.test))
+    count = len(train) - HELD
+
+    def batch(index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return varied(train[index], SHIFT, generator), images.train_labels[index]
+
+    held, held_labels = train[count:], images.train_labels[count:]
+    return Held("fashion", count, batch, test, images.test_labels, tuple(CLASSES), held, held_labels)
+
+
+def varied(images: Tensor, shift: int, generator: torch.Generator) -> Tensor:
+    """(B, C, H, W), each mirrored or not, and moved by up to so many pixels, with black where nothing was."""
+    batch, channels, height, width = images.shape
+    down, right = torch.randint(0, 2 * shift + 1, (2, batch, 1), generator=generator)
+    rows, columns = torch.arange(height) + down, torch.arange(width) + right
+    flipped = torch.rand(batch, generator=generator) < 0.5
+    columns = torch.where(flipped[:, None], columns.flip(1), columns)
+    index = rows[:, :, None] * (width + 2 * shift) + columns[:, None]
+    padded = F.pad(images, (shift,) * 4).flatten(2)
+    return padded.gather(2, index.flatten(1)[:, None].expand(-1, channels, -1)).view(images.shape)
+
+
+def search(read: Callable[[Tensor], Tensor], name: str, folder: Path, told: Told | None = None) -> Held:
+    """The search task as features. read: `Cascade.read`; name: of what it reads, for the files in the folder."""
+    from regard.bench.tasks.search import CLASSES, search_task
+
+    made = search_task(told=told)
+    parts: dict[str, tuple[Tensor, Tensor]] = {}
+    for part, count in SEARCH.items():
+        split, first = ("test", 0) if part == "test" else ("train", SEARCH["train"] if part == "held" else 0)
+        found = []
+        for start in range(first, first + count, _CHUNK):
+            path = folder / f"{name}-{split}-{start:05d}.safetensors"
+            if not path.exists():
+                batch = made.search(_CHUNK, SIDE, _SEED, split, start)
+                features = torch.cat([read(some).half() for some in batch.images.split(10)])
+                folder.mkdir(parents=True, exist_ok=True)
+                write_whole(path, save({"features": features, "labels": batch.labels}))
+            if told:
+                told(f"read the {part} images: {start + _CHUNK - first} of {count}")
+            found.append(load_file(path))
+        parts[part] = (torch.cat([one["features"] for one in found]), torch.cat([one["labels"] for one in found]))
+    train, labels = parts["train"]
+
+    def batch_of(index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return train[index], labels[index]
+
+    return Held("search", len(train), batch_of, *parts["test"], tuple(CLASSES), *parts["held"])
+
+
+def held_task(task: str, read: Callable[[Tensor], Tensor], name: str, cache: Path, told: Told | None = None) -> Held:
+    """A task by its name. Raises DataError."""
+    if task == "fashion":
+        return fashion(told)
+    if task == "search":
+        return search(read, name, cache, told)
+    raise DataError(f"unknown task {task!r}: choose from fashion, search")
