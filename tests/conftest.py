@@ -11,7 +11,7 @@ assert SPEC is not None
 assert SPEC.origin is not None
 # not the allocators' base class, which answers for wrong types itself
 ALLOCATORS = [f"allocate.{file.stem}" for file in (Path(SPEC.origin).parent / "allocate").glob("[a-z]*.py")]
-CHECKED = ["relevance", "tokens", "reading", "anchors", "allocation", "eyes", *ALLOCATORS]
+CHECKED = ["attention", "relevance", "tokens", "reading", "anchors", "allocation", "eyes", *ALLOCATORS]
 hook = install_import_hook([f"regard.{name}" for name in CHECKED], "beartype.beartype")
 
 
@@ -21,6 +21,14 @@ def unchecked():
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def compiler(unchecked):
+    """Of torch, with nothing compiled yet: it compiles one function a few times only, and what checks shapes is one."""
+    import torch
+
+    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="session")

@@ -114,6 +114,7 @@ class TestConvNeXt:
 
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of the compiler itself
+    @pytest.mark.usefixtures("compiler")
     def test_compiled(self):
         block, x = randomised(ConvNeXtBlock(DIM), dtype=torch.float32), tokens((7, 5), dtype=torch.float32)
         whole = torch.compile(block, fullgraph=True)
@@ -214,6 +215,7 @@ class TestHybrid:
         y = y + block.narrow(torch.nn.functional.gelu(block.widen(block.norm3(y))))
         assert_same(block(x, grid, mask), y)
 
+    @pytest.mark.usefixtures("unchecked")
     def test_bad_input_is_named(self):
         block, x = HybridBlock(10, 2, 3, 17), torch.randn(2, 54, 10)
         for call, match in (
@@ -241,6 +243,7 @@ class TestHybrid:
 
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of the compiler itself
+    @pytest.mark.usefixtures("compiler")
     def test_compiled(self):
         block, x = hybrid().float(), tokens((7, 5), dim=10, dtype=torch.float32)
         whole = torch.compile(block, fullgraph=True)

@@ -283,6 +283,11 @@ def test_the_mask_to_preceding_images():
     assert every[0].tolist() == [[0, 0], [1, 0], [1, 0], [1, 1], [1, 1], [1, 1]]
     assert preceding_images(images, 2, 3)[0, 1].tolist() == [1, 1, 1, 0, 0, 0]
     assert preceding_images(images, 0, 3).shape == (1, 6, 0)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_places_of_images():
+    images = torch.tensor([[False, True, False]])
     for wrong in (images.int(), images[0], None):
         with pytest.raises(ShapeError, match="image_tokens must be bool of shape"):
             preceding_images(wrong, 2, 1)  # pyright: ignore
@@ -291,6 +296,7 @@ def test_the_mask_to_preceding_images():
 
 
 @pytest.mark.parametrize("make", [lambda: CrossAttention(D, 3, E), lambda: GatedCrossAttentionBlock(D, 3, 17, E)])
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input(make):
     layer = make().double()
     x, context, images = text()
@@ -314,6 +320,7 @@ def test_bad_input(make):
                 call(*given)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_arguments():
     for given, message in (
         ({"heads": 2}, "qk_dim must be divided by heads, got qk_dim=21 and heads=2"),
@@ -369,6 +376,7 @@ def test_save_and_load(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of the compiler itself
+@pytest.mark.usefixtures("compiler")
 def test_compiled(block):
     x, context, images = text()
     mask = preceding_images(images, M, N)

@@ -253,6 +253,7 @@ def test_cost_is_linear():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, while it compiles
+@pytest.mark.usefixtures("compiler")
 def test_compiles_whole(x, mask):
     layer = made(chunk=7)
     compiled = torch.compile(layer, fullgraph=True)

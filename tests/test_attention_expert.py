@@ -327,6 +327,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input(message):
     block = small()
     for call in (block, block.weights, block.attention, block.attention.weights):
@@ -334,6 +335,7 @@ def test_bad_input(message):
             call(*BAD[message])
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_other_errors():
     with pytest.raises(ShapeError, match="dim must be divided by heads, got dim=24 and heads=5"):
         VisualExpertAttention(D, 5)
@@ -358,6 +360,7 @@ def test_other_errors():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside the compiler
+@pytest.mark.usefixtures("compiler")
 def test_compiles_whole():
     block, routes = small(), Routes.of(IMAGE, SEEN)
     compiled = torch.compile(block, fullgraph=True)

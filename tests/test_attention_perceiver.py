@@ -141,6 +141,7 @@ def test_latents_that_see_nothing_take_nothing():
     assert_same(layer(x[:, :0]), layer(x, torch.zeros(B, N, dtype=torch.bool)))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input():
     layer, x = own(), inputs()
     mask = padding()
@@ -197,6 +198,7 @@ def test_save_and_load(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of the compiler itself
+@pytest.mark.usefixtures("compiler")
 def test_compiled():
     layer, x = own(), inputs()
     compiled = torch.compile(layer, fullgraph=True)

@@ -229,6 +229,7 @@ def test_saved_and_loaded(tmp_path):
     assert_close(again(X), layer.float().double()(X), rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input():
     layer = made()
     for call in (layer, layer.weights):
@@ -249,6 +250,7 @@ def test_bad_input():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside the compiler
+@pytest.mark.usefixtures("compiler")
 def test_compiles_whole():
     layer = made()
     compiled = torch.compile(layer, fullgraph=True)

@@ -205,6 +205,11 @@ def test_masks_by_hand():
         mask = qformer_mask(kind, 2, text)  # pyright: ignore
         assert mask.dtype == torch.bool
         assert ["".join(str(int(cell)) for cell in row) for row in mask[0]] == wanted, kind
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_masks():
+    text = torch.tensor([[True, True, False]])
     with pytest.raises(ModelError, match="no mask is named 'other'"):
         qformer_mask("other", 2, text)  # pyright: ignore
     with pytest.raises(ShapeError, match="text must be bool"):
@@ -300,6 +305,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input(message):
     layer = small(text=True)
     for call in (layer, layer.weights):
@@ -331,6 +337,7 @@ def test_other_errors(blip2):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside the compiler
+@pytest.mark.usefixtures("compiler")
 def test_compiles_whole():
     layer, mask = small(text=True), every_mask()["causal"]
     compiled = torch.compile(layer, fullgraph=True)

@@ -207,6 +207,7 @@ def test_a_mask_of_each_latent():
     assert not torch.allclose(out, layer(x))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input():
     layer, x = own(), media()
     mask = padding()
@@ -262,6 +263,7 @@ def test_save_and_load(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of the compiler itself
+@pytest.mark.usefixtures("compiler")
 def test_compiled():
     layer, x = own(), media()
     compiled = torch.compile(layer, fullgraph=True)

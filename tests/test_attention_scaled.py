@@ -259,6 +259,7 @@ def test_unknown_activations_and_modules_are_named():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_compiles_whole():
     tower = VisionTransformer(12, 4, 24, 2, 3, 40).eval()
     pixels = drawn(2, 3, 12, 12, dtype=torch.float32)

@@ -200,6 +200,7 @@ class TestSliding:
         assert places(mask).tolist() == [[1, 3], [2, -1], [-1, -1]]
         assert places(mask[:0]).shape == (0, 0)
 
+    @pytest.mark.usefixtures("unchecked")
     def test_bad_input(self, x):
         layer = SlidingWindowAttention(DIM, HEADS, 6).double()
         with pytest.raises(ShapeError, match="dim=11 and heads=2"):
@@ -244,6 +245,7 @@ class TestSliding:
 
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, while it compiles
+    @pytest.mark.usefixtures("compiler")
     def test_compiles_whole(self, x):
         layer = randomised(SlidingWindowAttention(DIM, HEADS, 6))
         compiled = torch.compile(layer, fullgraph=True)
@@ -373,6 +375,7 @@ class TestBlockSparse:
         assert x.grad.isfinite().all()
         assert not x.grad[0].any()
 
+    @pytest.mark.usefixtures("unchecked")
     def test_bad_input(self, x):
         layer = BlockSparseAttention(DIM, HEADS, self.TOKENS, 4).double()
         with pytest.raises(ShapeError, match="dim=11 and heads=2"):
@@ -416,6 +419,7 @@ class TestBlockSparse:
 
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, while it compiles
+    @pytest.mark.usefixtures("compiler")
     def test_compiles_whole(self, x):
         layer = randomised(BlockSparseAttention(DIM, HEADS, self.TOKENS, 4))
         assert_same(torch.compile(layer, fullgraph=True)(x, self.SEEN), layer(x, self.SEEN))

@@ -146,6 +146,7 @@ def test_what_sees_nothing_is_zero(x, k):
     assert not x.grad[0].any()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input(x, mask):
     layer = TopKAttention(DIM, HEADS, 3).double()
     with pytest.raises(ShapeError, match="dim=11 and heads=2"):
@@ -179,6 +180,7 @@ def test_round_trip(x, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, while it compiles
+@pytest.mark.usefixtures("compiler")
 def test_compiles_whole(x, mask):
     layer = randomised(TopKAttention(DIM, HEADS, 3))
     assert_same(torch.compile(layer, fullgraph=True)(x, mask), layer(x, mask))

@@ -264,6 +264,7 @@ def test_a_window_larger_than_the_grid_shrinks_to_the_middle_of_the_table():
         (lambda a, x: a.weights(x, (6, 9), torch.ones(2, 53, dtype=torch.bool)), "mask must be bool"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_named(call, match):
     with pytest.raises(ShapeError, match=match):
         call(WindowAttention(10, 2, 3, 1), torch.randn(2, 54, 10))
@@ -385,6 +386,7 @@ def test_the_towers_weights_are_of_the_block_asked_for():
         tower.weights(pixels, 5)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_to_the_tower_is_named(tmp_path):
     with pytest.raises(ShapeError, match="depths and heads"):
         SwinTransformer(4, 8, [2, 2], [2], 3)
@@ -406,6 +408,7 @@ def test_bad_input_to_the_tower_is_named(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of the compiler itself
+@pytest.mark.usefixtures("compiler")
 def test_compiled():
     grid = (7, 11)
     block = randomised(SwinBlock(10, 2, 3, 20, shift=1), dtype=torch.float32)

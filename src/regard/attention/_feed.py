@@ -1,6 +1,6 @@
 """The norms and feed-forward layers around attention that reads images, and how they are lifted from transformers."""
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ class FeedForward(nn.Module):
         return self.narrow(ACTIVATIONS[self.activation](y))
 
     @classmethod
-    def lifted(cls, norm: nn.Module, mlp: Any, activation: str | None = None) -> Self:
+    def lifted(cls, norm: nn.Module, mlp: Any, activation: str | None = None) -> "FeedForward":
         """Of a norm and an MLP of transformers. activation: its configuration's name, if the MLP does not say."""
         wide, narrow = _parts(mlp)
         name = _named(mlp, activation)

@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from regard.errors import ShapeError
@@ -44,20 +44,20 @@ def _kept(function: Callable) -> Callable:
 @_kept
 def plan_of(h: int, w: int, side: int, shift: int, device: torch.device) -> Plan:
     ph, pw = -(-h // side) * side, -(-w // side) * side
-
-    def windows(places: Tensor) -> Tensor:
-        return places.view(ph // side, side, pw // side, side).transpose(1, 2).reshape(-1, side**2)
-
     places = torch.arange(ph * pw, device=device).view(ph, pw)
-    order = windows(places.roll((-shift, -shift), (0, 1)))
+    order = _cut(places.roll((-shift, -shift), (0, 1)), side)
     back = order.flatten().argsort().view(ph, pw)[:h, :w].flatten()
     row, column = order // pw, order % pw
     tokens = torch.where((row < h) & (column < w), row * w + column, -1)
     if not shift:
         return Plan((ph, pw), order.flatten(), back, tokens, None)
     rows, columns = (torch.arange(size, device=device) >= size - shift for size in (ph, pw))  # brought by the cycle
-    region = windows(2 * rows[:, None] + columns)
+    region = _cut(2 * rows[:, None] + columns, side)
     return Plan((ph, pw), order.flatten(), back, tokens, region[:, :, None] == region[:, None, :])
+
+
+def _cut(places: Int[Tensor, "h w"], side: int) -> Int[Tensor, "windows n"]:
+    return places.unflatten(1, (-1, side)).unflatten(0, (-1, side)).transpose(1, 2).reshape(-1, side**2)
 
 
 @_kept
@@ -75,7 +75,7 @@ def relative_of(window: int, side: int, device: torch.device) -> Int[Tensor, " p
     return (apart[:, None, :, None] * (2 * window - 1) + apart[None, :, None, :]).flatten()
 
 
-def taken(x: Float[Tensor, "b n c"], places: Int[Tensor, " m"]) -> Float[Tensor, "b m c"]:
+def taken(x: Shaped[Tensor, "b n c"], places: Int[Tensor, " m"]) -> Shaped[Tensor, "b m c"]:
     """x[:, places], by whole rows, whose gradient is fast too."""
     batch, count = x.shape[:2]
     if batch == 0:
@@ -85,7 +85,7 @@ def taken(x: Float[Tensor, "b n c"], places: Int[Tensor, " m"]) -> Float[Tensor,
     return x.flatten(0, 1).index_select(0, places).unflatten(0, (batch, -1))
 
 
-def restored(y: Float[Tensor, "bw n c"], plan: Plan, batch: int) -> Float[Tensor, "b tokens c"]:
+def restored(y: Shaped[Tensor, "bw n c"], plan: Plan, batch: int) -> Shaped[Tensor, "b tokens c"]:
     """Out of the windows, in raster order, without the padding."""
     count, n = plan.tokens.shape
     y = y.reshape(batch, count * n, y.shape[-1])

@@ -7,7 +7,7 @@ grow with N. Ours differs from the reference, which draws random blocks at each 
 block for all of them otherwise: they are a buffer, `blocks`, drawn once by a seed and saved with the weights.
 """
 
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ class BlockSparseAttention(Layer):
         return key_mask(mask, len(x), x.shape[1])
 
     @classmethod
-    def from_transformers(cls, module: Any, tokens: int) -> Self:
+    def from_transformers(cls, module: Any, tokens: int) -> "BlockSparseAttention":
         """From `BigBirdAttention` (its residual and norm are left) or `BigBirdBlockSparseAttention` (no projection).
 
         tokens: of the inputs to come. The random blocks are those that the module itself takes for so many: the first

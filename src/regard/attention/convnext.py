@@ -6,7 +6,7 @@ Ours differs in form only: tokens (B, h * w, D) and the grid, not maps (B, D, h,
 throughout, and nothing is turned round. It has no attention to show: no `weights`.
 """
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -60,7 +60,7 @@ class ConvNeXtBlock(nn.Module, PyTorchModelHubMixin):
         return x + y if self.scale is None else torch.addcmul(x, y, self.scale)
 
     @classmethod
-    def from_transformers(cls, module: Any) -> Self:
+    def from_transformers(cls, module: Any) -> "ConvNeXtBlock":
         """From `ConvNextLayer`. Raises ModelError for ConvNeXt V2's, which is another block, or another module."""
         if not hasattr(module, "layer_scale_parameter"):
             raise ModelError(f"{type(module).__name__} has no layer_scale_parameter: it is not ConvNeXt's layer")

@@ -9,7 +9,7 @@ that sees no image gets zeros from attention whatever the mask (open_flamingo gi
 mask is "every image before", or where there are more image tokens than images).
 """
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -107,7 +107,7 @@ class CrossAttention(Layer):
         return shown.repeat(1, 1, self.heads // self.kv_heads, 1)
 
     @classmethod
-    def from_transformers(cls, module: Any) -> Self:
+    def from_transformers(cls, module: Any) -> "CrossAttention":
         """From the attention of Idefics' gated layer, of the resamplers of Idefics and Idefics2, or of Perceiver.
 
         Raises ModelError for a module without their projections.
@@ -185,7 +185,7 @@ class GatedCrossAttentionBlock(Layer):
         return self.attention.weights(self.norm(x), context, mask)
 
     @classmethod
-    def from_transformers(cls, module: Any) -> Self:
+    def from_transformers(cls, module: Any) -> "GatedCrossAttentionBlock":
         """From an `IdeficsGatedCrossAttentionLayer`. Its additive image mask is ours where it is 0.
 
         Raises ModelError for another module, or a gated MLP that is not of silu.

@@ -9,7 +9,7 @@ rotary position (`image_positions`), as in the released code. Ours differs in fo
 expert only, found by index (`Routes`); gate and up are one projection; and rows that see nothing give zeros.
 """
 
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ class Routes(NamedTuple):
     positions: Int[Tensor, "b n"]
 
     @classmethod
-    def of(cls, image: Bool[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None) -> Self:
+    def of(cls, image: Bool[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None) -> "Routes":
         """image: (B, N), True = a token of an image. The rules are `routed` and, of the mask too, `image_positions`."""
         visual = routed(image).flatten()
         return cls(visual.nonzero()[:, 0], (~visual).nonzero()[:, 0], image_positions(image, mask))
@@ -118,7 +118,7 @@ class VisualExpertAttention(Layer):
         return rotated(q, rotary), rotated(k, rotary), v
 
     @classmethod
-    def from_transformers(cls, module: Any) -> Self:
+    def from_transformers(cls, module: Any) -> "VisualExpertAttention":
         """From the attention of CogVLM's released code, or of Llama, of which both experts are then copies: so CogVLM
         begins. Raises ModelError for another, for grouped keys, biases, or scaled rotary positions.
         """
@@ -182,7 +182,7 @@ class VisualExpertBlock(Layer):
         return self.attention.weights(self.norm1(x), image, mask)
 
     @classmethod
-    def from_transformers(cls, module: Any) -> Self:
+    def from_transformers(cls, module: Any) -> "VisualExpertBlock":
         """From a layer of CogVLM's released code, or of Llama, of which both experts are then copies.
 
         Raises ModelError as `VisualExpertAttention`.

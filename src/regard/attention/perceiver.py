@@ -8,7 +8,7 @@ from the reference in form: keys and values are one projection, and latents that
 reference gives them the mean of all). Its eps is 1e-5 in every norm, whatever its configuration says.
 """
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -111,7 +111,7 @@ class Perceiver(Layer):
         return self.read(z, x, mask, self.query_residual)
 
     @classmethod
-    def from_transformers(cls, module: Any) -> Self:
+    def from_transformers(cls, module: Any) -> "Perceiver":
         """From a `PerceiverModel`: its latents and encoder, so that ours gives its last_hidden_state.
 
         x is what its preprocessor makes, where it has one. Raises ModelError for another module.

@@ -13,7 +13,8 @@ bias, since sigmoid(P) exp(s) = exp(s + log sigmoid(P)). So a row sums to 1 even
 both sides have the same step, the longer spans [-1, 1].
 """
 
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +35,7 @@ class PeripheralAttention(Layer):
     divide dim or for a grid that is not two whole numbers of at least 1.
     """
 
-    def __init__(
-        self, dim: int, heads: int, grid: tuple[int, int], spread: float = -5.0, strength: float = 3.0
-    ) -> None:
+    def __init__(self, dim: int, heads: int, grid: Sequence[int], spread: float = -5.0, strength: float = 3.0) -> None:
         super().__init__()
         heads_of(dim, heads)
         if len(grid) != 2 or any(not isinstance(side, int) or side < 1 for side in grid):
@@ -73,7 +72,7 @@ class PeripheralAttention(Layer):
         """sigmoid(P), (H, N, N), of the parameters as they are: how much of each key each query's region lets in."""
         return self._peripheral().sigmoid()
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "PeripheralAttention":
         """As of any module; what was kept of the positions is dropped."""
         self._kept = None
         return super().train(mode)

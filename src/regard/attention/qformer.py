@@ -11,7 +11,7 @@ queries, keys and values of self-attention and one for the keys and values of cr
 see nothing give zeros.
 """
 
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -122,7 +122,7 @@ class QFormer(Layer):
         *,
         layer: int = 0,
         cross: bool = True,
-    ) -> Float[Tensor, "b h q k"]:
+    ) -> Float[Tensor, "b h rows k"]:
         """What the queries read of the encoder in one layer, (B, H, Q, E), or, not cross, what queries and text see of
         one another, (B, H, Q + T, Q + T). Raises ShapeError for a layer that is not there or reads no encoder.
         """
@@ -171,7 +171,7 @@ class QFormer(Layer):
         return self.norm(x), count
 
     @classmethod
-    def from_transformers(cls, module: Any) -> Self:
+    def from_transformers(cls, module: Any) -> "QFormer":
         """From Blip2QFormerModel or InstructBlipQFormerModel, or a model that holds one as `qformer`, whose
         `query_tokens` are then the queries, and whose text embeddings are kept. Alone it has no queries: ours are then
         drawn at random.

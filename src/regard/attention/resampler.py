@@ -7,7 +7,7 @@ form: keys and values are one projection, padded media are hidden by a mask, and
 Embeddings of frames (open_flamingo's frame_embs, media_time_embs) are the caller's to add before frames are flattened.
 """
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -89,7 +89,7 @@ class PerceiverResampler(Layer):
         return self.latents.expand(len(x), -1, -1), mask
 
     @classmethod
-    def from_transformers(cls, module: Any) -> Self:
+    def from_transformers(cls, module: Any) -> "PerceiverResampler":
         """From an `IdeficsPerceiverResampler` or an `Idefics2PerceiverResampler`.
 
         Raises ModelError for a module without their parts, or a gated MLP that is not of silu.
@@ -136,7 +136,7 @@ class _Block(nn.Module):
         return z, torch.cat((self.norm_media(x), z), dim=1)
 
     @classmethod
-    def from_transformers(cls, block: Any) -> Self:
+    def from_transformers(cls, block: Any) -> "_Block":
         if hasattr(block, "self_attn"):
             attention, norm, mlp = block.self_attn, block.post_attention_layernorm, block.mlp
             norms = block.input_context_norm, block.input_latents_norm

@@ -7,7 +7,7 @@ Ours differs from most in form only: one projection for queries, keys and values
 """
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 # what transformers calls them
 NAMES = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "relu": "relu"}
-Rotary = tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]
+Rotary = tuple[Float[Tensor, "... n angles"], Float[Tensor, "... n angles"]]
 
 
 class MultiHeadAttention(Layer):
@@ -66,7 +66,7 @@ class MultiHeadAttention(Layer):
         return (q, k, v) if rotary is None else (rotated(q, rotary), rotated(k, rotary), v)
 
     @classmethod
-    def from_transformers(cls, module: Any) -> Self:
+    def from_transformers(cls, module: Any) -> "MultiHeadAttention":
         """From the attention of ViT, DINOv2, CLIP, SigLIP (q, k, v apart) or of BLIP-2's EVA tower (together).
 
         Raises ModelError for a module that has neither.
@@ -137,7 +137,7 @@ class TransformerBlock(Layer):
         return self.attention.weights(self.norm1(x), mask, rotary)
 
     @classmethod
-    def from_transformers(cls, module: Any) -> Self:
+    def from_transformers(cls, module: Any) -> "TransformerBlock":
         """From a layer of ViT, DINOv2 (with registers), CLIP vision, SigLIP or BLIP-2's EVA tower."""
         attention = _first(module, ("attention", "self_attn"))
         inner = getattr(attention, "attention", attention)

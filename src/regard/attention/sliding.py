@@ -8,7 +8,7 @@ and memory grow with N x window. Ours differs in form, and in that a global quer
 where that is cheaper, (W_k' q)' x for q' (W_k x), so that keys and values of all tokens need not be made for a few.
 """
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -145,7 +145,7 @@ class SlidingWindowAttention(Layer):
         return y if self.kv_global.bias is None else y + self.kv_global.bias[self.dim :]
 
     @classmethod
-    def from_transformers(cls, module: Any) -> Self:
+    def from_transformers(cls, module: Any) -> "SlidingWindowAttention":
         """From `LongformerAttention` (its residual and norm are left) or `LongformerSelfAttention` (no projection).
 
         Raises ModelError for another module.

@@ -6,7 +6,7 @@ Ours differs from the reference as `regard.attention.window` says.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +71,7 @@ class SwinTransformer(Layer):
             x, grid = _applied(layer, x, grid)
         return self.norm(x)
 
-    def weights(self, pixels: Float[Tensor, "b c h w"], layer: int = -1) -> Float[Tensor, "b h n n"]:
+    def weights(self, pixels: Float[Tensor, "b c h w"], layer: int = -1) -> Float[Tensor, "b heads n n"]:
         """The attention of one block, (B, H, N, N), as `WindowAttention.weights`. layer: which of all stages' blocks,
         from 0, or from the end. Raises ShapeError where there is no such block.
         """
@@ -111,7 +111,7 @@ class SwinTransformer(Layer):
         return x + self.positions, grid
 
     @classmethod
-    def from_transformers(cls, module: Any) -> Self:
+    def from_transformers(cls, module: Any) -> "SwinTransformer":
         """From `SwinModel`, or a model that has one as `swin`. Raises ModelError for another."""
         module = getattr(module, "swin", module)
         config = module.config

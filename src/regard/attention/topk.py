@@ -7,7 +7,7 @@ attention spread thinly over keys that do not matter. Ours differs in ties, whic
 and not to more than k keys. No gradient flows through the choice.
 """
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -55,7 +55,7 @@ class TopKAttention(Layer):
         return seen if self.k >= k.shape[2] else best(q.detach() @ k.detach().transpose(-1, -2), self.k, seen)
 
     @classmethod
-    def from_transformers(cls, module: Any, k: int) -> Self:
+    def from_transformers(cls, module: Any, k: int) -> "TopKAttention":
         """From any attention that `MultiHeadAttention` can be lifted from."""
         dense = MultiHeadAttention.from_transformers(module)
         layer = cls(dense.dim, dense.heads, k, dense.qkv.bias is not None).to(dense.qkv.weight)

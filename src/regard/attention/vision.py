@@ -8,7 +8,7 @@ size than the one it was made for, learned positions are interpolated (bicubic).
 """
 
 import math
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +77,7 @@ class VisionTransformer(Layer):
             x = block(x, None, rotary)
         return self.final_norm(x)
 
-    def weights(self, pixels: Float[Tensor, "b c h w"], layer: int = -1) -> Float[Tensor, "b h n n"]:
+    def weights(self, pixels: Float[Tensor, "b c h w"], layer: int = -1) -> Float[Tensor, "b heads n n"]:
         """The attention of one block, (B, H, N, N). layer: which, from 0, or from the end."""
         if not -len(self.blocks) <= layer < len(self.blocks):
             raise ShapeError(f"layer must be in [{-len(self.blocks)}, {len(self.blocks)}), got {layer}")
@@ -129,7 +129,7 @@ class VisionTransformer(Layer):
         return angle.cos().to(x.dtype), angle.sin().to(x.dtype)
 
     @classmethod
-    def from_transformers(cls, module: Any) -> Self:
+    def from_transformers(cls, module: Any) -> "VisionTransformer":
         """From ViTModel, CLIPVisionModel (its projection is left), SiglipVisionModel (its head is left),
         Blip2VisionModel (EVA-CLIP g/14), Dinov2Model or Dinov2WithRegistersModel. Raises ModelError for another.
         """

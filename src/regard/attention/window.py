@@ -12,7 +12,7 @@ one reordering of tokens; no dropout and no stochastic depth.
 """
 
 from math import isqrt
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +110,7 @@ class WindowAttention(Layer):
         return found.T.contiguous().view(1, self.heads, side**2, side**2)
 
     @classmethod
-    def from_transformers(cls, module: Any, shift: int = 0) -> Self:
+    def from_transformers(cls, module: Any, shift: int = 0) -> "WindowAttention":
         """From `SwinAttention`, which does not know its shift."""
         parts, table = [module.q_proj, module.k_proj, module.v_proj], module.relative_position_bias
         table = table.relative_position_bias_table
@@ -164,7 +164,7 @@ class SwinBlock(Layer):
         return self.attention.weights(self.norm1(x), grid, mask)
 
     @classmethod
-    def from_transformers(cls, module: Any, shift: int | None = None) -> Self:
+    def from_transformers(cls, module: Any, shift: int | None = None) -> "SwinBlock":
         """From `SwinLayer`. shift: by default what the module says, which forgets it once it has seen a small grid."""
         own = WindowAttention.from_transformers(module.attention, module.shift_size if shift is None else shift)
         act, hidden = str(module.attention.config.hidden_act), module.mlp.fc1.out_features
@@ -198,7 +198,7 @@ class PatchMerging(nn.Module, PyTorchModelHubMixin):
         return self.reduce(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3).flatten(1, 2)))
 
     @classmethod
-    def from_transformers(cls, module: Any) -> Self:
+    def from_transformers(cls, module: Any) -> "PatchMerging":
         """From `SwinPatchMerging`."""
         layer = cls(module.reduction.in_features // 4, module.norm.eps).to(module.reduction.weight)
         copy_into(layer.norm, module.norm.weight, module.norm.bias)
