@@ -183,7 +183,7 @@ def random_mask(batch, count, pairs):
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize(("grid", "window"), [((6, 9), 3), ((7, 5), 3), ((3, 8), 3), ((2, 5), 3)])
 def test_masks_are_the_dense_definition(grid, window, pairs):
-    layer = randomised(WindowAttention(10, 2, window, 1))
+    layer = randomised(WindowAttention(10, 2, window, 1, shrink=True))
     x = tokens(grid, dim=10)
     mask = random_mask(2, grid[0] * grid[1], pairs)
     mask[0, ..., torch.arange(x.shape[1]) % grid[1] < 6] = False  # whole windows that see nothing
@@ -196,7 +196,7 @@ def test_masks_are_the_dense_definition(grid, window, pairs):
 
 @pytest.mark.parametrize("grid", [(6, 9), (7, 5), (2, 5), (1, 1)])
 def test_a_mask_that_shows_all_changes_nothing(grid):
-    layer = randomised(WindowAttention(10, 2, 3, 1))
+    layer = randomised(WindowAttention(10, 2, 3, 1, shrink=True))
     x = tokens(grid, dim=10)
     everything = torch.ones(x.shape[:2], dtype=torch.bool)
     assert_parity(lambda x: layer(x, grid, everything), lambda x: layer(x, grid), x)
@@ -219,7 +219,7 @@ def test_rows_that_see_nothing_are_zero_and_so_are_their_gradients():
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("grid", [(6, 9), (7, 5), (2, 5)])
 def test_weights_are_what_the_fast_path_used(grid, masked):
-    layer = randomised(WindowAttention(10, 2, 3, 1))
+    layer = randomised(WindowAttention(10, 2, 3, 1, shrink=True))
     x = tokens(grid, dim=10)
     mask = random_mask(2, x.shape[1], False) if masked else None
     weights = layer.weights(x, grid, mask)
@@ -238,13 +238,28 @@ def test_weights_are_what_the_fast_path_used(grid, masked):
 
 
 def test_a_window_larger_than_the_grid_shrinks_to_the_middle_of_the_table():
-    layer = randomised(WindowAttention(10, 2, 5, 2))
+    layer = randomised(WindowAttention(10, 2, 5, 2, shrink=True))
     small = WindowAttention(10, 2, 3).double()
     middle = layer.table.view(9, 9, 2)[2:7, 2:7].reshape(25, 2)
     small.load_state_dict({**layer.state_dict(), "table": middle})
     x = tokens((3, 7), dim=10)
     assert_parity(lambda x: layer(x, (3, 7)), lambda x: small(x, (3, 7)), x)
     assert_differs(lambda x: layer(x, (7, 3)), lambda x: small(x, (3, 7)), x)
+    block = SwinBlock(10, 2, 5, 20, 2).double()
+    block.attention.load_state_dict(layer.state_dict())
+    assert_same(block.weights(x, (3, 7)), layer.weights(block.norm1(x), (3, 7)))
+
+
+@pytest.mark.parametrize("grid", [(2, 5), (5, 2), (2, 2), [1, 10]])
+@pytest.mark.usefixtures("unchecked")
+def test_a_window_larger_than_the_grid_is_named_where_it_is_used_alone(grid):
+    layer, x = WindowAttention(10, 2, 3, 1), torch.randn(2, grid[0] * grid[1], 10)
+    for call in (layer, layer.weights):
+        wanted = rf"window is larger than the grid: got window=3 and grid=\({grid[0]}, {grid[1]}\)"
+        with pytest.raises(ShapeError, match=f"{wanted}; take a window of {min(grid)} or less, or shrink=True"):
+            call(x, grid)
+    assert WindowAttention(10, 2, min(grid))(x, grid).shape == x.shape
+    assert WindowAttention(10, 2, 3, 1, shrink=True)(x, grid).shape == x.shape
 
 
 @pytest.mark.parametrize(
@@ -321,10 +336,12 @@ def test_inference_then_learning():
 
 def test_saved_and_loaded(tmp_path):
     x = tokens((7, 9), dim=10)
-    for number, layer in enumerate((WindowAttention(10, 2, 3, 1, False), SwinBlock(10, 2, 3, 20, 1, "relu", 1e-3))):
+    layers = (WindowAttention(10, 2, 3, 1, False, True), SwinBlock(10, 2, 3, 20, 1, "relu", 1e-3))
+    for number, layer in enumerate(layers):
         randomised(layer).save_pretrained(tmp_path / str(number))
         loaded = type(layer).from_pretrained(tmp_path / str(number)).double()
         assert torch.equal(loaded(x, (7, 9)), layer(x, (7, 9)))
+        assert torch.equal(loaded(x, (63, 1)), layer(x, (63, 1)))  # the window shrinks
         assert "relative" not in " ".join(layer.state_dict())
     merging = randomised(PatchMerging(10, eps=1e-3))
     merging.save_pretrained(tmp_path / "merging")

@@ -27,7 +27,7 @@ from regard.errors import ModelError, ShapeError
 class HybridBlock(Layer):
     """A pre-norm block of windows and latents. latents: how many, at least 1. hidden: width of the MLP.
 
-    window, shift: as for `WindowAttention`. activation: as for `TransformerBlock`. Raises ShapeError as
+    window, shift: as for `SwinBlock`. activation: as for `TransformerBlock`. Raises ShapeError as
     `WindowAttention` and for no latents, ModelError for an unknown activation.
     """
 
@@ -48,7 +48,7 @@ class HybridBlock(Layer):
         if activation not in ACTIVATIONS:
             raise ModelError(f"no activation is named {activation!r}: there are {', '.join(ACTIVATIONS)}")
         self.dim, self.activation = dim, activation
-        self.window = WindowAttention(dim, heads, window, shift)
+        self.window = WindowAttention(dim, heads, window, shift, shrink=True)
         self.gather, self.read = CrossAttention(dim, heads), CrossAttention(dim, heads)
         self.latents = nn.Parameter(torch.randn(latents, dim) * 0.02)
         self.norm1, self.norm2, self.norm3, self.latent_norm = (nn.LayerNorm(dim, eps=eps) for _ in range(4))

@@ -5,10 +5,10 @@
     PatchMerging(x) = LN([x_00, x_10, x_01, x_11]) W,    of each 2 x 2 tokens
 
 In every second block the windows are shifted cyclically by w // 2, and tokens that only the cycle brought together do
-not see each other. Ours differs: where the window is not smaller than the grid's shorter side it shrinks to it and the
-shift is off, decided at each call and read from the middle of the same table (the reference keeps the first grid's
-decision, and fails at a shorter side); tokens apart are minus infinity to each other, not -100; shift and windows are
-one reordering of tokens; no dropout and no stochastic depth.
+not see each other. Ours differs: where the window is not smaller than the grid's shorter side the block's shrinks to it
+and the shift is off, decided at each call and read from the middle of the same table (the reference keeps the first
+grid's decision, and fails at a shorter side); tokens apart are minus infinity to each other, not -100; shift and
+windows are one reordering of tokens; no dropout and no stochastic depth.
 """
 
 from math import isqrt
@@ -29,16 +29,19 @@ from regard.errors import ModelError, ShapeError
 class WindowAttention(Layer):
     """Self-attention within windows of window x window tokens, with a learned bias for each relative position.
 
-    shift: by how many rows and columns the windows are moved, less than the window. bias: of the joint projection.
-    Raises ShapeError where the heads do not divide dim, for a window or shift that cannot be, for an input or mask of
-    another shape, and for a grid that does not hold the tokens.
+    shift: by how many rows and columns the windows are moved, less than the window; not at all where the grid is no
+    larger. bias: of the joint projection. shrink: a window larger than the grid shrinks to its shorter side, as in
+    `SwinBlock`, and is no error. Raises ShapeError where the heads do not divide dim, for a window or shift that cannot
+    be, for an input or mask of another shape, and for a grid that does not hold the tokens or a window.
     """
 
-    def __init__(self, dim: int, heads: int, window: int, shift: int = 0, bias: bool = True) -> None:
+    def __init__(
+        self, dim: int, heads: int, window: int, shift: int = 0, bias: bool = True, shrink: bool = False
+    ) -> None:
         super().__init__()
         if window < 1 or not 0 <= shift < window:
             raise ShapeError(f"window must be at least 1 and shift in [0, window), got window={window}, shift={shift}")
-        self.dim, self.heads, self.window, self.shift = dim, heads, window, shift
+        self.dim, self.heads, self.window, self.shift, self.shrink = dim, heads, window, shift, shrink
         heads_of(dim, heads)
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.out = nn.Linear(dim, dim)
@@ -91,6 +94,9 @@ class WindowAttention(Layer):
         check_input("x", x, self.dim)
         check_grid(grid, x.shape[1])
         side = min(self.window, *grid)
+        if side < self.window and not self.shrink:
+            can = f"take a window of {side} or less, or shrink=True"
+            raise ShapeError(f"window is larger than the grid: got window={self.window} and grid={tuple(grid)}; {can}")
         return plan_of(*grid, side, self.shift if min(grid) > self.window else 0, x.device), side
 
     def _projected(self, x: Tensor, grid: Grid, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,8 +131,9 @@ class WindowAttention(Layer):
 
 
 class SwinBlock(Layer):
-    """A pre-norm block of windows. hidden: width of the MLP. The rest is of `WindowAttention`, activation as for
-    `TransformerBlock`. Raises ShapeError as `WindowAttention`, ModelError for an unknown activation.
+    """A pre-norm block of windows, which shrink to a smaller grid. hidden: width of the MLP. The rest is of
+    `WindowAttention`, activation as for `TransformerBlock`. Raises ShapeError as `WindowAttention`, ModelError for an
+    unknown activation.
     """
 
     def __init__(
@@ -145,7 +152,7 @@ class SwinBlock(Layer):
             raise ModelError(f"no activation is named {activation!r}: there are {', '.join(ACTIVATIONS)}")
         self.activation = activation
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=eps), nn.LayerNorm(dim, eps=eps)
-        self.attention = WindowAttention(dim, heads, window, shift, bias)
+        self.attention = WindowAttention(dim, heads, window, shift, bias, shrink=True)
         self.widen, self.narrow = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
 
     def forward(
