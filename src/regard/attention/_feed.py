@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.attention.scaled import ACTIVATIONS, NAMES, copy_into
+from regard.attention.scaled import ACTIVATIONS, NAMES, copy_into, first
 from regard.errors import ModelError
 
 NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
@@ -68,14 +68,6 @@ def eps_of(norm: Any) -> float:
 
 def copy_norm(mine: nn.Module, theirs: Any) -> None:
     copy_into(mine, theirs.weight, getattr(theirs, "bias", None))
-
-
-def first(module: Any, names: tuple[str, ...]) -> Any:
-    """The first of these attributes that a module has. Raises ModelError where it has none."""
-    for name in names:
-        if getattr(module, name, None) is not None:
-            return getattr(module, name)
-    raise ModelError(f"{type(module).__name__} has none of {', '.join(names)}: it is not a module that can be lifted")
 
 
 def _parts(mlp: Any) -> tuple[list[nn.Linear], nn.Linear]:

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from regard.attention._base import Layer, attend, attention_weights, check_input, checked_mask, heads_of, joined, split
-from regard.attention._feed import FeedForward, copy_norm, eps_of, first, kind_of, norm_layer
-from regard.attention.scaled import copy_into
+from regard.attention._feed import FeedForward, copy_norm, eps_of, kind_of, norm_layer
+from regard.attention.scaled import copy_into, first
 from regard.errors import ModelError, ShapeError
 
 

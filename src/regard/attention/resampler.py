@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from regard.attention._base import Layer, check_input, checked_mask
-from regard.attention._feed import FeedForward, copy_norm, eps_of, first, kind_of, norm_layer
+from regard.attention._feed import FeedForward, copy_norm, eps_of, kind_of, norm_layer
 from regard.attention.cross import CrossAttention
+from regard.attention.scaled import first
 from regard.errors import ModelError, ShapeError
 
 

@@ -74,11 +74,11 @@ class MultiHeadAttention(Layer):
         if hasattr(module, "qkv"):
             weight, bias, out = module.qkv.weight, module.qkv.bias, module.projection
         else:
-            parts = [_first(module, (f"{name}_proj", name)) for name in ("q", "k", "v")]
+            parts = [first(module, (f"{name}_proj", name)) for name in ("q", "k", "v")]
             weight = torch.cat([part.weight for part in parts])
             bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
-            out = _first(module, ("o_proj", "out_proj"))
-        heads = _first(module, ("num_heads", "num_attention_heads"), module.config.num_attention_heads)
+            out = first(module, ("o_proj", "out_proj"))
+        heads = first(module, ("num_heads", "num_attention_heads"), module.config.num_attention_heads)
         layer = cls(out.weight.shape[0], heads, bias is not None).to(weight)
         copy_into(layer.qkv, weight, bias)
         copy_into(layer.out, out.weight, out.bias)
@@ -139,14 +139,14 @@ class TransformerBlock(Layer):
     @classmethod
     def from_transformers(cls, module: Any) -> "TransformerBlock":
         """From a layer of ViT, DINOv2 (with registers), CLIP vision, SigLIP or BLIP-2's EVA tower."""
-        attention = _first(module, ("attention", "self_attn"))
+        attention = first(module, ("attention", "self_attn"))
         inner = getattr(attention, "attention", attention)
-        norm1 = _first(module, ("layernorm_before", "layer_norm1", "norm1"))
-        norm2 = _first(module, ("layernorm_after", "layer_norm2", "norm2"))
+        norm1 = first(module, ("layernorm_before", "layer_norm1", "norm1"))
+        norm2 = first(module, ("layernorm_after", "layer_norm2", "norm2"))
         mlp, gated = module.mlp, hasattr(module.mlp, "gate_proj")
         wide = [mlp.gate_proj, mlp.up_proj] if gated else [mlp.fc1]
         narrow = mlp.down_proj if gated else mlp.fc2
-        config = _first(inner, ("config",))
+        config = first(inner, ("config",))
         scales = [getattr(module, name, None) for name in ("layer_scale1", "layer_scale2")]
         own = MultiHeadAttention.from_transformers(inner)
         layer = cls(
@@ -172,8 +172,8 @@ class TransformerBlock(Layer):
 def rotated(x: Float[Tensor, "b h n d"], rotary: Rotary) -> Float[Tensor, "b h n d"]:
     """Rotary positions (arXiv 2104.09864): each pair (x_i, x_{i + d/2}) turned by its angle."""
     cos, sin = rotary
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
 def copy_into(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
@@ -184,7 +184,7 @@ def copy_into(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
             layer.bias.copy_(bias)  # pyright: ignore
 
 
-def _first(module: Any, names: tuple[str, ...], default: Any = None) -> Any:
+def first(module: Any, names: tuple[str, ...], default: Any = None) -> Any:
     """The first of these attributes that a module has. Raises ModelError where it has none and there is no default."""
     for name in names:
         if getattr(module, name, None) is not None:
