@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from transformers import BigBirdConfig, BigBirdModel, LongformerConfig, LongformerModel
-from transformers.models.big_bird.modeling_big_bird import BigBirdAttention
+from transformers.models.big_bird.modeling_big_bird import BigBirdAttention, BigBirdBlockSparseAttention
 
 from attention_cost import assert_linear
 from attention_parity import EXACT, SINGLE, assert_differs, assert_parity, assert_same, randomised
@@ -314,6 +314,32 @@ class TestBlockSparse:
         assert_parity(self.ours(layer, self.SEEN), self.theirs(module, self.SEEN), x)
         bare = BlockSparseAttention.from_transformers(module.self, self.TOKENS)
         assert_same(module.output.dense(bare(x)), layer(x))
+
+    @pytest.mark.parametrize("positions", [1024, 4096])
+    @pytest.mark.parametrize("train", [False, True])
+    def test_is_bigbirds_by_the_other_plan_too(self, train, positions):
+        """Of 1024, 3072 and 4096 tokens the reference draws blocks in another way, which the longest text decides."""
+        config = BigBirdConfig(
+            hidden_size=16,
+            num_attention_heads=2,
+            block_size=64,
+            attention_probs_dropout_prob=0.0,
+            max_position_embeddings=positions,
+        )
+        module: Any = randomised(BigBirdBlockSparseAttention(config, seed=11)).train(train)
+        layer = BlockSparseAttention.from_transformers(module, 1024)
+        assert layer.blocks.shape == (2, 14, 3)
+        assert bool(layer.blocks.any()) == train
+        x, seen = drawn(2, 1024, 16), lengths(1024, 711, tokens=1024)
+
+        def theirs(t):
+            blocked, band, rows, keys = BigBirdModel.create_masks_for_block_sparse_attn(seen.to(t), 64)
+            return module(t, band, rows, keys, blocked, blocked)[0] * seen[..., None]
+
+        assert_parity(self.ours(layer, seen), theirs, x)
+        if train:
+            layer.blocks.copy_(layer.blocks.roll(1, dims=0))  # each head has its own
+            assert_differs(self.ours(layer, seen), theirs, x)
 
     def test_a_mutation_of_bigbird_is_seen(self, x):
         module = self.module(train=True)
