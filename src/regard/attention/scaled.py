@@ -48,7 +48,7 @@ class MultiHeadAttention(Layer):
 
         A row that sees nothing is 0.
         """
-        q, k, v = self._projected(x, rotary)
+        q, k, v = self.projected(x, rotary)
         shown = checked_mask(mask, len(x), x.shape[1], x.shape[1])
         y = self.out(joined(attend(q, k, v, shown)))
         return y if shown is None else y.masked_fill(~shown.any(dim=-1)[:, 0, :, None], 0)
@@ -57,10 +57,11 @@ class MultiHeadAttention(Layer):
         self, x: Float[Tensor, "b n c"], mask: Bool[Tensor, "..."] | None = None, rotary: Rotary | None = None
     ) -> Float[Tensor, "b h n n"]:
         """(B, H, N, N), rows that sum to 1, or to 0 where nothing is seen."""
-        q, k, _ = self._projected(x, rotary)
+        q, k, _ = self.projected(x, rotary)
         return attention_weights(q, k, checked_mask(mask, len(x), x.shape[1], x.shape[1]))
 
-    def _projected(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+    def projected(self, x: Tensor, rotary: Rotary | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (B, H, N, d) each."""
         check_input("x", x, self.dim)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return (q, k, v) if rotary is None else (rotated(q, rotary), rotated(k, rotary), v)
@@ -118,8 +119,14 @@ class TransformerBlock(Layer):
     ) -> Float[Tensor, "b n c"]:
         """x: (B, N, D). mask, rotary: as for `MultiHeadAttention`."""
         check_input("x", x, self.attention.dim)
-        y = self.attention(self.norm1(x), mask, rotary)
-        x = x + (y if self.scale1 is None else y * self.scale1)
+        return self.fed(self.attended(x, self.attention(self.norm1(x), mask, rotary)))
+
+    def attended(self, x: Float[Tensor, "b n c"], y: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        """X + s1 y, y being what the attention gave."""
+        return x + (y if self.scale1 is None else y * self.scale1)
+
+    def fed(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        """X + s2 MLP(LN(x)), the second half of the block."""
         y = self.widen(self.norm2(x))
         if self.gated:
             gate, y = y.chunk(2, dim=-1)

@@ -72,7 +72,7 @@ class VisionTransformer(Layer):
 
     def forward(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """(B, C, H, W) -> (B, N, D), what the references call last_hidden_state."""
-        x, rotary = self._embedded(pixels)
+        x, rotary = self.embed(pixels)
         for block in self.blocks:
             x = block(x, None, rotary)
         return self.final_norm(x)
@@ -81,7 +81,7 @@ class VisionTransformer(Layer):
         """The attention of one block, (B, H, N, N). layer: which, from 0, or from the end."""
         if not -len(self.blocks) <= layer < len(self.blocks):
             raise ShapeError(f"layer must be in [{-len(self.blocks)}, {len(self.blocks)}), got {layer}")
-        x, rotary = self._embedded(pixels)
+        x, rotary = self.embed(pixels)
         place = layer % len(self.blocks)
         for block in self.blocks[:place]:
             x = block(x, None, rotary)
@@ -89,7 +89,8 @@ class VisionTransformer(Layer):
         assert isinstance(found, TransformerBlock)
         return found.weights(x, None, rotary)
 
-    def _embedded(self, pixels: Tensor) -> tuple[Tensor, Rotary | None]:
+    def embed(self, pixels: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b n d"], Rotary | None]:
+        """What goes into the first block, and the rotary positions, if any."""
         size = self.patch_size
         if pixels.ndim != 4 or pixels.shape[1] != self.channels or pixels.shape[2] % size or pixels.shape[3] % size:
             want = f"(B, {self.channels}, H, W) with sides divided by {size}"
