@@ -12,14 +12,28 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import regard.mechanisms
+from regard.attention.vision import VisionTransformer
 from regard.errors import ShapeError
+from regard.mechanisms.avit import AViT
+from regard.mechanisms.dynamicvit import DynamicViT
+from regard.mechanisms.evit import EViT
 from regard.mechanisms.looker import Looker
 from regard.mechanisms.recurrent import RecurrentAttention
+from regard.mechanisms.vit import StaticViT
 from regard.record import Record
+
+
+def vision() -> VisionTransformer:
+    return VisionTransformer(20, 4, 16, 5, 2, 24, channels=1)
+
 
 # what makes a small one, and the pixels of a side that it is shown
 TINY = {
     "RecurrentAttention": (lambda: RecurrentAttention(5, 1, glimpses=3, glimpse=4, scales=2, hidden=16), 23),
+    "StaticViT": (lambda: StaticViT(vision(), 5), 20),
+    "DynamicViT": (lambda: DynamicViT(vision(), 5), 20),
+    "AViT": (lambda: AViT(vision(), 5, gate=2, centre=3), 20),
+    "EViT": (lambda: EViT(vision(), 5), 20),
 }
 
 
