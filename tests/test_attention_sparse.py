@@ -351,8 +351,10 @@ class TestBlockSparse:
         module.self.query, module.self.key = module.self.key, module.self.query
         assert_differs(run, self.theirs(module, self.SEEN), x)
 
+    @pytest.mark.parametrize("slab", [1, 24, 1024])  # 1, 3 and all blocks of 4 tokens of 2 samples together
     @pytest.mark.parametrize("tokens", [1, 3, 5, 9, 13, 29, 61])
-    def test_is_dense_attention_under_a_mask(self, tokens):
+    def test_is_dense_attention_under_a_mask(self, tokens, slab, monkeypatch):
+        monkeypatch.setattr("regard.attention.block_sparse.SLAB", slab)
         x = drawn(2, tokens, DIM)
         layer = randomised(BlockSparseAttention(DIM, HEADS, tokens, 4, 2))
         seen = torch.rand(2, tokens, generator=torch.Generator().manual_seed(7)) < 0.7

@@ -20,6 +20,8 @@ from regard.attention._keys import key_mask
 from regard.attention.scaled import copy_into
 from regard.errors import ModelError, ShapeError
 
+SLAB = 1024  # queries whose keys are gathered together: larger buffers are given back to the system each time
+
 
 class BlockSparseAttention(Layer):
     """Self-attention over `tokens` tokens in blocks of `block`; the last block need not be full.
@@ -58,32 +60,43 @@ class BlockSparseAttention(Layer):
         nothing is 0.
         """
         seen = self._checked(x, mask)
-        batch, fill = len(x), self.count * self.block - x.shape[1]
+        fill = self.count * self.block - x.shape[1]
         qkv = F.pad(self.qkv(x), (0, 0, 0, fill)).unflatten(1, (self.count, self.block))
         qkv = qkv.unflatten(-1, (3, self.heads, self.head)).permute(3, 0, 4, 1, 2, 5)  # (3, B, H, blocks, block, d)
         if fill:
             seen = F.pad(x.new_ones(x.shape[:2], dtype=torch.bool) if seen is None else seen, (0, fill))
-        middle = self.count - 2
         ends = qkv[0][:, :, [0] if self.count == 1 else [0, -1]].flatten(2, 3)
         k, v = qkv[1].flatten(2, 3), qkv[2].flatten(2, 3)
         y = attend(ends, k, v, None if seen is None else seen[:, None, None])
         empty = None if seen is None else ~seen.any(dim=1, keepdim=True).expand(-1, self.count)
-        if middle > 0:
-            order, usable = self._order()
-            head = torch.arange(self.heads, device=x.device)[:, None, None]
-            k, v = (part[:, head, order].flatten(3, 4).flatten(0, 1) for part in (qkv[1], qkv[2]))
-            shown = usable[None, ..., None].expand(batch, -1, -1, -1, self.block)
-            shown = shown if seen is None else shown & seen.unflatten(1, (self.count, -1))[:, order]
-            near = attend(qkv[0][:, :, 1:-1].flatten(0, 1), k, v, shown.flatten(3).flatten(0, 1)[:, :, None])
-            near = near.unflatten(0, (batch, self.heads)).flatten(2, 3)
+        if self.count > 2:
+            near, blind = self._middle(qkv, None if seen is None else seen.unflatten(1, (self.count, -1)))
             y = torch.cat((y[:, :, : self.block], near, y[:, :, self.block :]), dim=2)
             if empty is not None:
-                rows = ~shown.flatten(3).any(dim=-1).any(dim=1)
-                empty = torch.cat((empty[:, :1], rows, empty[:, :1]), dim=1)
+                empty = torch.cat((empty[:, :1], blind, empty[:, :1]), dim=1)
         y = self.out(joined(y)[:, : x.shape[1]])
         if empty is None:
             return y
         return y.masked_fill(empty.repeat_interleave(self.block, 1)[:, : x.shape[1], None], 0)
+
+    def _middle(
+        self, qkv: Float[Tensor, "3 b h m s d"], seen: Bool[Tensor, "b m s"] | None
+    ) -> tuple[Float[Tensor, "b h n d"], Bool[Tensor, "b l"]]:
+        """Attention of the blocks between the first and the last, slab by slab, and which of them see nothing."""
+        order, usable = self._order()
+        batch, head = qkv.shape[1], torch.arange(self.heads, device=qkv.device)[:, None, None]
+        size = max(SLAB // (max(batch, 1) * self.block), 1)
+        near, blind = [], []
+        for q, blocks, counts in zip(
+            qkv[0][:, :, 1:-1].split(size, dim=2), order.split(size, dim=1), usable.split(size, dim=1), strict=True
+        ):
+            k, v = (part[:, head, blocks].flatten(3, 4).flatten(0, 1) for part in (qkv[1], qkv[2]))
+            shown = counts[None, ..., None].expand(batch, -1, -1, -1, self.block)
+            shown = (shown if seen is None else shown & seen[:, blocks]).flatten(3)
+            y = attend(q.flatten(0, 1), k, v, shown.flatten(0, 1)[:, :, None])
+            near.append(y.unflatten(0, (batch, self.heads)).flatten(2, 3))
+            blind.append(~shown.any(dim=-1).any(dim=1))
+        return torch.cat(near, dim=2), torch.cat(blind, dim=1)
 
     def weights(self, x: Float[Tensor, "b n c"], mask: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b h n n"]:
         """(B, H, N, N), rows that sum to 1, or to 0 where nothing is seen; a block seen twice has twice the weight."""
