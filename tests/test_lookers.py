@@ -17,7 +17,10 @@ from regard.errors import ShapeError
 from regard.mechanisms.avit import AViT
 from regard.mechanisms.dynamicvit import DynamicViT
 from regard.mechanisms.evit import EViT
+from regard.mechanisms.foveated import FoveaTer
+from regard.mechanisms.gaze_vit import GazeViT
 from regard.mechanisms.looker import Looker
+from regard.mechanisms.pervit import PerViT
 from regard.mechanisms.recurrent import RecurrentAttention
 from regard.mechanisms.vit import StaticViT
 from regard.record import Record
@@ -34,6 +37,12 @@ TINY = {
     "DynamicViT": (lambda: DynamicViT(vision(), 5), 20),
     "AViT": (lambda: AViT(vision(), 5, gate=2, centre=3), 20),
     "EViT": (lambda: EViT(vision(), 5), 20),
+    "FoveaTer": (
+        lambda: FoveaTer(5, 1, dim=16, depth=2, heads=2, glimpses=3, threshold=0.3, levels=3, inhibit=0.1),
+        100,
+    ),
+    "GazeViT": (lambda: GazeViT(5, 1, 16, 2, 2, strides=(1, 2), grids=(2, 3), token=4, view=16), 23),
+    "PerViT": (lambda: PerViT(5, 1, side=20, patch=4, dim=16, depth=2, heads=2), 20),
 }
 
 
@@ -91,6 +100,7 @@ def test_what_it_says_fits_together(looker):
 @torch.no_grad()
 def test_macs_counted_are_macs_measured(looker):
     it, side = looker
+    it.look(pixels(it, side))  # what depends on no image is made once, and kept
     for image in pixels(it, side).split(1):
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             looked = it.look(image)

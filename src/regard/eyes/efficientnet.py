@@ -18,6 +18,7 @@ STRIDE = 32
 # blocks, stride, expansion, channels out
 _STAGES = ((1, 1, 1, 16), (2, 2, 6, 24), (2, 2, 6, 40), (3, 2, 6, 80), (3, 1, 6, 112), (4, 2, 6, 192), (1, 1, 6, 320))
 _EARLY = 5  # blocks up to stride 8
+MIDDLE = 11  # blocks up to the last of stride 16, of 112 channels
 _HALO = 64  # pixels of context above and below a strip; an early cell sees 33
 _STRIP = 1 << 20  # pixels
 
@@ -102,6 +103,27 @@ class EfficientNetLite0:
         for block in self._blocks[_EARLY:]:
             x = block(x)
         return self._head(x).clamp_(0, 6)[0].permute(1, 2, 0)
+
+    def cells(self, pixels: Float[Tensor, "b 3 H W"], blocks: int | None = None) -> Float[Tensor, "b c h w"]:
+        """What the last block makes of a batch of small images in [-1, 1], sides multiples of 32, all at once.
+
+        blocks: stop after so many, from `MIDDLE` on.
+        """
+        x = self._early(pixels)
+        for block in self._blocks[_EARLY:blocks]:
+            x = block(x)
+        return x
+
+    def cells_macs(self, height: int, width: int, blocks: int | None = None) -> int:
+        """Multiply-accumulates of `cells` for an image of this size."""
+        convs = [self._stem]
+        for block in self._blocks[:blocks]:
+            convs += [conv for conv in (block.expand, block.depth, block.project) if conv is not None]
+        total, stride = 0, 1
+        for conv in convs:
+            stride *= conv.stride
+            total += conv.weight.numel() * (height // stride) * (width // stride)
+        return total
 
     def _early(self, x: Tensor) -> Tensor:
         x = self._stem(x.contiguous(memory_format=torch.channels_last)).clamp_(0, 6)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from regard.errors import ShapeError
+from regard.errors import ModelError, ShapeError
 from regard.mechanisms import Seen
 from regard.record import Record, Trace
 from regard.recorded import boxes_of, made_by, read_picture
@@ -62,17 +62,31 @@ class Looker(nn.Module, ABC):
     def full_macs(self, height: int, width: int) -> int:
         """What reading all of an image of this size would take by the same kind of network."""
 
+    def look_at(self, pixels: Tensor, fixations: Float[Tensor, "b 2"], seed: int = 0) -> Looked:
+        """Look at a batch, first at these places, x and y in [-1, 1]. Raises ModelError where none are taken."""
+        raise ModelError(f"{self.name} takes no fixation: look without one, or choose a mechanism that takes one")
+
     def see(
-        self, image: str | os.PathLike | bytes | PIL.Image.Image, labels: Sequence[str] = (), seed: int = 0
+        self,
+        image: str | os.PathLike | bytes | PIL.Image.Image,
+        labels: Sequence[str] = (),
+        seed: int = 0,
+        fixation: tuple[float, float] | None = None,
     ) -> Seen:
-        """Look at one image. labels: names of the classes. Raises ImageError."""
+        """Look at one image. labels: names of the classes. fixation: x and y in [0, 1], where to look first.
+
+        Raises ImageError, and as `look_at` where a fixation is given.
+        """
         picture, preview = read_picture(image)
         start = time.perf_counter()
         read = picture if self.side is None else picture.resize((self.side, self.side), PIL.Image.Resampling.BICUBIC)
         array = np.array(read if self.channels == 3 else read.convert("L"))
         pixels = torch.from_numpy(array).view(read.height, read.width, self.channels).permute(2, 0, 1)[None]
         with torch.no_grad():
-            looked = self.eval().look(pixels, seed)
+            if fixation is None:
+                looked = self.eval().look(pixels, seed)
+            else:
+                looked = self.eval().look_at(pixels, torch.tensor([fixation]) * 2 - 1, seed)
         seconds = time.perf_counter() - start
         kept = looked.stages[0] >= 0
         tokens = VisualTokens(looked.features[:, kept], looked.boxes[:, kept])
@@ -114,3 +128,14 @@ def check_pixels(pixels: Tensor, channels: int, side: int | None = None) -> None
         raise ShapeError(f"pixels must have shape {wanted}, got {got}")
     if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
         raise ShapeError(f"pixels must be uint8, or floats in [0, 1], got {pixels.dtype}")
+
+
+def check_fixations(fixations: Tensor, batch: int) -> None:
+    """Raise ShapeError unless fixations are floats (B, 2), x and y in [-1, 1]."""
+    if not isinstance(fixations, Tensor) or fixations.shape != (batch, 2) or not fixations.is_floating_point():
+        got = (
+            f"{fixations.dtype} {tuple(fixations.shape)}" if isinstance(fixations, Tensor) else type(fixations).__name__
+        )
+        raise ShapeError(f"fixations must be floats of shape ({batch}, 2), one an image, got {got}")
+    if not bool((fixations.abs() <= 1).all()):
+        raise ShapeError(f"fixations must be in [-1, 1], (-1, -1) the top left corner, got {fixations.tolist()[:4]}")

@@ -1,11 +1,11 @@
 """Labelled images as the recipes want them, and what a trained mechanism makes of those it has not seen."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from regard.mechanisms.looker import Looker
@@ -17,6 +17,7 @@ AT_ONCE = 500  # images that are looked at together
 class Data:
     """A task. batch(index, generator): the images (B, C, H, W) and labels (B,) of these of its `count` training
     samples, as drawn by the generator where the task draws. test, test_labels: what is held out. labels: the classes.
+    boxes(index), test_boxes: where the thing is, (B, 4) of x0, y0, x1, y1 in [0, 1], in tasks that know it.
     """
 
     name: str
@@ -25,6 +26,8 @@ class Data:
     test: UInt8[Tensor, "n c h w"]
     test_labels: Int[Tensor, " n"]
     labels: tuple[str, ...]
+    boxes: Callable[[Int[Tensor, " b"]], Float[Tensor, "b 4"]] | None = field(default=None, kw_only=True)
+    test_boxes: Float[Tensor, "n 4"] | None = field(default=None, kw_only=True)
 
 
 def evaluate(model: Looker, data: Data, seed: int = 0) -> dict[str, float]:

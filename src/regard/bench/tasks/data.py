@@ -5,10 +5,11 @@ from torch import Tensor
 
 from regard.bench.tasks.fetching import Told
 from regard.errors import DataError
-from regard.train.data import Data
+from regard.train.data import Data, jittered
 
 CANVASES = {"translated": (60, 0), "cluttered": (60, 4), "cluttered-100": (100, 8)}  # side and pieces
-TASKS = ("mnist", *CANVASES)
+TASKS = ("mnist", *CANVASES, "fashion", "search")
+SEARCH = (512, 4000, 1000)  # pixels of a side, images to train and to test with
 _TEST_SEED = 2014  # of the canvases that are tested on, the same for all runs
 
 
@@ -16,6 +17,10 @@ def data(name: str, told: Told | None = None) -> Data:
     """A task of TASKS. told: given a line before a package is fetched. Raises DataError."""
     if name not in TASKS:
         raise DataError(f"unknown task {name!r}: choose from {', '.join(TASKS)}")
+    if name == "fashion":
+        return _fashion(told)
+    if name == "search":
+        return _search(told)
     from regard.bench.tasks.digits import cluttered, mnist
 
     images = mnist(told=told)
@@ -32,4 +37,39 @@ def data(name: str, told: Told | None = None) -> Data:
         placed(images.test, images.test, torch.Generator().manual_seed(_TEST_SEED)),
         images.test_labels,
         tuple("0123456789"),
+    )
+
+
+def _fashion(told: Told | None) -> Data:
+    """Clothes, moved by up to two pixels and mirrored in training."""
+    from regard.bench.tasks.fashion import CLASSES, fashion
+
+    images = fashion(told=told)
+    train = images.train[:, None]
+    return Data(
+        "fashion",
+        len(train),
+        lambda index, generator: (jittered(train[index], generator), images.train_labels[index]),
+        images.test[:, None],
+        images.test_labels,
+        tuple(CLASSES),
+    )
+
+
+def _search(told: Told | None) -> Data:
+    """A small thing on a photograph, and where it is. Takes about two minutes and 4 GiB."""
+    from regard.bench.tasks.search import CLASSES, search_task
+
+    side, train, test = SEARCH
+    task = search_task(told=told)
+    seen, unseen = task.search(train, side, 0, "train"), task.search(test, side, _TEST_SEED, "test")
+    return Data(
+        "search",
+        train,
+        lambda index, generator: (seen.images[index], seen.labels[index]),
+        unseen.images,
+        unseen.labels,
+        CLASSES,
+        boxes=lambda index: seen.boxes[index],
+        test_boxes=unseen.boxes,
     )

@@ -1,0 +1,152 @@
+"""What reads tokens about a gaze, or in regions about fixations, and their twins; and PerViT: by cross-entropy.
+
+Where a task knows the thing's box, they learn from it too: the gaze is predicted at its centre, and the class token's
+attention is drawn to it. The twins that read everything learn from it in the same way.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from regard.errors import DataError
+from regard.mechanisms.foveated import FoveaTer
+from regard.mechanisms.gaze_vit import GazeViT, centre_of
+from regard.mechanisms.pervit import PerViT
+from regard.train.checkpoint import Checkpoint
+from regard.train.data import AT_ONCE, Data
+from regard.train.loop import Recipe, fit, settings
+
+Tell = Callable[[int, int, float, float], None]
+JITTER = 0.03  # of the gaze in training, in halves of the image
+GUIDE = 0.3  # weight of the attention's loss
+
+
+def _silent(epoch: int, done: int, loss: float, accuracy: float) -> None:
+    pass
+
+
+def train_gaze(arguments: dict[str, Any], data: Data, recipe: Recipe, folder: Path, tell: Tell = _silent) -> GazeViT:
+    """Train the gaze's ViT and its prediction of the gaze, or its twin, or go on. arguments: of `GazeViT`.
+
+    Images are mirrored or not. Raises DataError for a task that does not know boxes, and as `fit`.
+    """
+    boxes_of = data.boxes
+    if boxes_of is None:
+        raise DataError(f"a gaze is learned from boxes, which the task {data.name!r} does not know: choose search")
+    torch.manual_seed(recipe.seed)
+    model = GazeViT(**arguments)
+
+    def step(index: Tensor, generator: torch.Generator, done: float) -> tuple[Tensor, Tensor]:
+        images, labels = data.batch(index, generator)
+        images, boxes = mirrored(images, boxes_of(index), generator)
+        centres = centre_of(boxes)
+        near = (centres + torch.randn(centres.shape, generator=generator) * JITTER).clamp(-1, 1)
+        if model.glance is None:
+            read, gazed = model(images)
+            loss = GUIDE * drawn(read.attention, overlapping(gazed.boxes, boxes))
+        else:
+            read, _ = model(images, near)
+            loss = model.predict(images).loss(centres)
+        loss = loss + F.cross_entropy(read.logits, labels)
+        return loss, (read.logits.argmax(dim=1) == labels).sum()
+
+    about = Checkpoint("gaze", arguments, settings(recipe, task=data.name), [])
+    fit(model, step, data.count, recipe, folder, about, tell)
+    return model
+
+
+def train_foveater(
+    arguments: dict[str, Any], data: Data, recipe: Recipe, folder: Path, tell: Tell = _silent
+) -> FoveaTer:
+    """Train FoveaTer or its twin, or go on: the mean of the logits after each fixation, the first one anywhere.
+
+    arguments: of `FoveaTer`. What a frozen backbone makes of the images is made once, and kept in memory. Raises as
+    `fit`.
+    """
+    torch.manual_seed(recipe.seed)
+    model = FoveaTer(**arguments)
+    frozen = None if isinstance(model.backbone, torch.nn.Module) else cells_of(model, data, folder)
+
+    def step(index: Tensor, generator: torch.Generator, done: float) -> tuple[Tensor, Tensor]:
+        boxes = None if data.boxes is None else data.boxes(index)
+        if frozen is None:
+            images, labels = data.batch(index, generator)
+            cells, grid = model.features(images)
+        else:
+            labels, grid, cells = frozen[2][index], frozen[1], frozen[0][index].float()
+        first = torch.rand(len(index), 2, generator=generator) * 2 - 1
+        sums, loss = torch.zeros(()), torch.zeros(())
+        seen = model.scan(cells, grid, first)
+        for turn, one in enumerate(seen):
+            sums = sums + one.read.logits
+            loss = loss + F.cross_entropy(sums / (turn + 1), labels) / len(seen)
+            if boxes is not None:
+                place = at_cell(centre_of(boxes), grid)
+                right = one.region.gather(1, place[:, None])
+                target = torch.zeros_like(one.read.attention).scatter(1, right, 1.0)
+                loss = loss + GUIDE * drawn(one.read.attention, target) / len(seen)
+        return loss, (sums.argmax(dim=1) == labels).sum()
+
+    about = Checkpoint("foveater", arguments, settings(recipe, task=data.name), [])
+    fit(model, step, data.count, recipe, folder, about, tell)
+    return model
+
+
+def train_pervit(arguments: dict[str, Any], data: Data, recipe: Recipe, folder: Path, tell: Tell = _silent) -> PerViT:
+    """Train PerViT or its twin, or go on. arguments: of `PerViT`. Raises as `fit`."""
+    torch.manual_seed(recipe.seed)
+    model = PerViT(**arguments)
+
+    def step(index: Tensor, generator: torch.Generator, done: float) -> tuple[Tensor, Tensor]:
+        images, labels = data.batch(index, generator)
+        logits, _ = model(images)
+        return F.cross_entropy(logits, labels), (logits.argmax(dim=1) == labels).sum()
+
+    about = Checkpoint("pervit", arguments, settings(recipe, task=data.name), [])
+    fit(model, step, data.count, recipe, folder, about, tell)
+    return model
+
+
+@torch.no_grad()
+def cells_of(model: FoveaTer, data: Data, folder: Path) -> tuple[Tensor, tuple[int, int], Tensor]:
+    """What the backbone makes of all images to train with, float16, its grid, and the labels."""
+    parts, labels, grid = [], [], (0, 0)
+    for index in torch.arange(data.count).split(AT_ONCE // 25):
+        images, classes = data.batch(index, torch.Generator().manual_seed(0))
+        cells, grid = model.features(images)
+        parts.append(cells.half())
+        labels.append(classes)
+    return torch.cat(parts), grid, torch.cat(labels)
+
+
+def mirrored(
+    images: Tensor, boxes: Float[Tensor, "b 4"], generator: torch.Generator
+) -> tuple[Tensor, Float[Tensor, "b 4"]]:
+    """About half of the images turned left to right, with their boxes."""
+    turn = torch.rand(len(images), generator=generator) < 0.5
+    images = torch.where(turn[:, None, None, None], images.flip(3), images)
+    other = torch.stack((1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]), dim=1)
+    return images, torch.where(turn[:, None], other, boxes)
+
+
+def overlapping(tokens: Float[Tensor, "b n 4"], boxes: Float[Tensor, "b 4"]) -> Float[Tensor, "b n"]:
+    """1 for a token that shares some of the box, else 0."""
+    first, last = torch.maximum(tokens[..., :2], boxes[:, None, :2]), torch.minimum(tokens[..., 2:], boxes[:, None, 2:])
+    return (first < last).all(dim=-1).float()
+
+
+def drawn(attention: Float[Tensor, "b n"], target: Float[Tensor, "b n"]) -> Float[Tensor, ""]:
+    """- log of the attention on the target."""
+    return -((attention * target).sum(dim=1) + 1e-4).log().mean()
+
+
+def at_cell(places: Float[Tensor, "b 2"], grid: tuple[int, int]) -> Int[Tensor, " b"]:
+    """The cell of (x, y) in [-1, 1], in raster order."""
+    height, width = grid
+    column, row = ((places + 1) * 0.5 * places.new_tensor((width, height))).long().unbind(dim=1)
+    return row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
