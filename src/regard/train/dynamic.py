@@ -1,5 +1,6 @@
 """A small vision transformer, and what DynamicViT, A-ViT and EViT make of it when they are trained on from there."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,39 +9,113 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regard.attention.vision import VisionTransformer
-from regard.mechanisms.vit import StaticViT
-from regard.train.checkpoint import Checkpoint
+from regard.errors import ModelError
+from regard.mechanisms import avit, dynamicvit
+from regard.mechanisms.dynamic import KINDS, Kind
+from regard.mechanisms.dynamicvit import DynamicViT
+from regard.mechanisms.vit import StaticViT, ViTLooker
+from regard.train.checkpoint import LAST, Checkpoint, looker
 from regard.train.data import Data
 from regard.train.loop import Recipe, fit, settings
 
 Tell = Callable[[int, int, float, float], None]
-SIZES = {"image_size": 28, "patch_size": 4, "dim": 64, "depth": 8, "heads": 2, "hidden": 256, "channels": 1}
+Forward = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
 def _silent(epoch: int, done: int, loss: float, accuracy: float) -> None:
     pass
 
 
-def backbone(arguments: dict[str, Any]) -> StaticViT:
-    """A plain classifier of these sizes: `classes`, and those of `VisionTransformer`."""
-    sizes = dict(arguments)
-    classes = sizes.pop("classes", 10)
-    return StaticViT(VisionTransformer(**sizes), classes)
-
-
 def train_backbone(
     arguments: dict[str, Any], data: Data, recipe: Recipe, folder: Path, tell: Tell = _silent
 ) -> StaticViT:
-    """Train the plain classifier, or go on. arguments: as for `backbone`. Raises as `fit`."""
+    """Train the plain classifier, or go on. arguments: of `StaticViT`, vision as a dict. Raises as `fit`."""
     torch.manual_seed(recipe.seed)
-    model = backbone(arguments)
+    model = StaticViT(**arguments)
 
+    def forward(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        logits, _ = model(images)
+        return logits, F.cross_entropy(logits, labels)
+
+    about = Checkpoint("vit", arguments, settings(recipe, task=data.name), [], labels=data.labels)
+    fit(model, _step(forward, data), data.count, recipe, folder, about, tell)
+    return model
+
+
+def train(
+    kind: Kind,
+    backbone: Path,
+    arguments: dict[str, Any],
+    data: Data,
+    recipe: Recipe,
+    folder: Path,
+    tell: Tell = _silent,
+    weights: tuple[float, float] | None = None,
+) -> ViTLooker:
+    """Train one on from the plain classifier of a run's folder, or go on. arguments: of its class, but for the vision.
+
+    kind: "vit" for the plain classifier itself, which shows what more training alone gives. weights: of its two losses
+    beside the cross-entropy, by default the paper's: ratio and distillation of DynamicViT, ponder and depth of A-ViT.
+    Raises as `fit`, and ModelError where the folder holds another mechanism.
+    """
+    torch.manual_seed(recipe.seed)
+    teacher, _ = looker(backbone)
+    if not isinstance(teacher, StaticViT):
+        raise ModelError(f"{str(backbone)!r} holds {teacher.name}: give the folder of a run of regard train vit")
+    start = Checkpoint.load(backbone / LAST if backbone.is_dir() else backbone)
+    arguments = {**start.arguments, **arguments}
+    model = KINDS[kind](**arguments)
+    model.load_state_dict(teacher.state_dict(), strict=False)  # all but what predicts
+    losses = {} if weights is None else {"weights": list(weights)}
+    about = Checkpoint(
+        kind,
+        arguments,
+        settings(recipe, task=data.name, backbone=_digest(start), **losses),
+        [],
+        labels=data.labels,
+    )
+    forward = _forward(model, teacher, weights)
+    fit(model, _step(forward, data), data.count, recipe, folder, about, tell)
+    return model
+
+
+def _forward(model: ViTLooker, teacher: StaticViT, weights: tuple[float, float] | None) -> Forward:
+    """Logits and loss of a batch."""
+    given = () if weights is None else weights
+
+    def dynamic(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        assert isinstance(model, DynamicViT)
+        with torch.no_grad():
+            logits, tokens = teacher(images)
+        seen = model(images, generator)
+        taught = (logits, tokens[:, model.first :])
+        return seen.logits, dynamicvit.loss(seen, labels, taught, model.shares, *given)
+
+    def adaptive(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        seen: avit.Pondered = model(images)
+        depth = len(model.blocks)
+        return seen.logits, avit.loss(seen, labels, avit.prior(depth, depth * 2 / 3), *given)
+
+    def plain(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        logits = model(images) if model.name == "evit" else model(images)[0]
+        return logits, F.cross_entropy(logits, labels)
+
+    return {"dynamicvit": dynamic, "avit": adaptive}.get(model.name, plain)
+
+
+def _step(forward: Forward, data: Data) -> Callable[[Tensor, torch.Generator, float], tuple[Tensor, Tensor]]:
     def step(index: Tensor, generator: torch.Generator, done: float) -> tuple[Tensor, Tensor]:
         images, labels = data.batch(index, generator)
-        logits, _ = model(images)
-        return F.cross_entropy(logits, labels), (logits.argmax(dim=1) == labels).sum()
+        logits, loss = forward(images, labels, generator)
+        return loss, (logits.argmax(dim=1) == labels).sum()
 
-    about = Checkpoint("vit", arguments, settings(recipe, task=data.name), [])
-    fit(model, step, data.count, recipe, folder, about, tell)
-    return model
+    return step
+
+
+def _digest(state: Checkpoint) -> str:
+    """What tells the weights of one run from another's."""
+    total = hashlib.sha256()
+    for name in sorted(state.tensors):
+        if name.startswith("model."):
+            total.update(state.tensors[name].numpy().tobytes())
+    return total.hexdigest()[:16]
