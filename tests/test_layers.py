@@ -35,7 +35,7 @@ ORDER = [
     {"testing"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-REPORT_SEES = {"record", "allocation", "tokens", "report"}
+REPORT_SEES = {"errors", "record", "allocation", "tokens", "report"}
 
 
 def imports(tree: ast.AST) -> set[str]:

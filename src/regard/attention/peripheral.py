@@ -59,9 +59,10 @@ class PeripheralAttention(Layer):
         self._kept: tuple[list[Tensor], list[int], bool, Tensor] | None = None
 
     def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "..."] | None = None) -> Float[Tensor, "b n d"]:
-        """x: (B, N, D), N as of the grid. mask: (B, N) or (B, N, N), True = may be seen."""
+        """x: (B, N, D), N of the grid. mask: (B, N) or (B, N, N), True = may be seen; a row that sees nothing is 0."""
         q, k, v, seen = self._projected(x, mask)
-        return self.out(joined(attend(q, k, v, seen, self._bias())))
+        y = self.out(joined(attend(q, k, v, seen, self._bias())))
+        return y if seen is None else y.masked_fill(~seen.any(dim=-1)[:, 0, :, None], 0)
 
     def weights(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "..."] | None = None) -> Float[Tensor, "b h n n"]:
         """(B, H, N, N), rows that sum to 1, or to 0 where nothing is seen."""
