@@ -186,3 +186,24 @@ def test_copies_are_averaged():
         looked = model.look(images, seed=9, copies=4)
     torch.testing.assert_close(looked.logits.exp(), want)
     assert looked.macs.tolist() == [4 * model.macs] * 3
+
+
+def test_a_first_fixation_from_outside_is_taken():
+    torch.manual_seed(2)
+    model = RecurrentAttention(5, glimpses=3, glimpse=4, hidden=16).eval()
+    images, at = torch.rand(3, 1, 13, 13), torch.tensor([[0.0, 0.5], [-1.0, 1.0], [0.3, -0.2]])
+    with torch.no_grad():
+        looked = model.look_at(images, at, seed=9)
+    assert looked.fixations is not None
+    torch.testing.assert_close(looked.fixations[:, 0] * 2 - 1, at)
+    with pytest.raises(ShapeError, match="fixation"):
+        model.look_at(images, at * 3)
+
+
+def test_a_random_policy_looks_anywhere():
+    torch.manual_seed(2)
+    model = RecurrentAttention(5, glimpses=4, glimpse=4, hidden=16, policy="random")
+    seen = model(torch.rand(4000, 1, 9, 9), noise(4000, 4, torch.Generator().manual_seed(1)))
+    quarters = (seen.locations[:, 1:] + 1).mul(2).floor().flatten(0, 1)
+    counts = torch.histc(quarters[:, 0] * 4 + quarters[:, 1], 16, 0, 16)
+    assert float((counts / counts.sum() * 16 - 1).abs().max()) < 0.15

@@ -1,5 +1,6 @@
 """`regard bench`: what the project measures of itself."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -60,3 +61,46 @@ def allocators(
         return
     line = f"regard bench allocators --scenes {scenes} --seeds {seeds} --half {half}"
     publish_proof("allocators" if half == "report" else f"allocators-{half}", line, cells, made)
+
+
+@bench.command()
+def ram(
+    runs: Annotated[Path, typer.Option(help="Folder of folders that regard train ram wrote.")] = Path("runs"),
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """RAM beside its paper's tables, and what its glimpses cost."""
+    from regard.bench.recurrent import main
+
+    main(runs)
+
+
+@bench.command()
+def dynamic(
+    runs: Annotated[Path, typer.Option(help="Folder of folders that regard train vit and others wrote.")] = Path(
+        "runs"
+    ),
+    rounds: Annotated[int, typer.Option(help="Of each timing.")] = 15,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """DynamicViT, A-ViT and EViT beside the transformer they were made of."""
+    if rounds < 1:
+        raise UsageError(f"--rounds must be at least 1, got {rounds}")
+    from regard.bench.dynamic import main
+
+    main(runs, rounds)
+
+
+@bench.command()
+def foveated(
+    runs: Annotated[Path, typer.Option(help="Folder of the runs; those that are missing are trained.")] = Path(
+        "runs/foveated"
+    ),
+    only: Annotated[str | None, typer.Option(help="Parts of names of runs, by commas: shown, not written.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Gaze tokens, FoveaTer and PerViT beside their twins that read everything. Hours, where nothing is trained yet."""
+    from regard.bench.foveated import main
+
+    with Progress(quiet) as stage:
+        main(runs, tuple(names_in(only) or ()), stage)

@@ -21,7 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from regard.errors import ShapeError
-from regard.mechanisms.looker import Looked, Looker, check_pixels
+from regard.mechanisms._crop import windows
+from regard.mechanisms.looker import Looked, Looker, check_fixations, check_pixels
 
 
 def retina(
@@ -32,21 +33,14 @@ def retina(
     images: floats, or uint8, which are read as [0, 1]. What lies outside of the image is 0. The patch is moved to whole
     pixels. (B, scales, C, size, size).
     """
-    channels, height, width = images.shape[1:]
-    widest = size * 2 ** (scales - 1)
-    corner = ((at + 1) * 0.5 * at.new_tensor((width, height)) - widest / 2 + 0.5).floor().long()
-    step = torch.arange(widest, device=images.device)
-    columns, rows = corner[:, :1] + step, corner[:, 1:] + step
-    place = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None]
-    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
-    index = place.flatten(1)[:, None].expand(-1, channels, -1)
-    patch = images.flatten(2).gather(2, index).unflatten(2, (widest, widest))
-    patch = (patch / 255 if images.dtype == torch.uint8 else patch) * inside[:, None]
+    widest, white = size * 2 ** (scales - 1), 255 if images.dtype == torch.uint8 else 1
+    patch = windows(images, at, widest).to(at.dtype)
     levels = []
     for scale in range(scales):
         wide = size * 2**scale
         edge = (widest - wide) // 2
-        levels.append(F.avg_pool2d(patch[..., edge : edge + wide, edge : edge + wide], 2**scale))
+        crop = patch[..., edge : edge + wide, edge : edge + wide]
+        levels.append(F.avg_pool2d(crop, 2**scale, divisor_override=white * 4**scale) if scale else crop / white)
     return torch.stack(levels, dim=1)
 
 
@@ -68,7 +62,7 @@ class RecurrentAttention(Looker):
     """RAM over images of `channels` channels and any size. glimpse: pixels of a side of the finest patch.
 
     scales: patches of a glimpse. std: of the policy, in the units of a location. core: "rectifier", the paper's for
-    classification, or "lstm", its for control.
+    classification, or "lstm", its for control. policy: "random" looks anywhere, to compare with.
     """
 
     name = "ram"
@@ -83,13 +77,14 @@ class RecurrentAttention(Looker):
         hidden: int = 256,
         std: float = 0.1,
         core: Literal["rectifier", "lstm"] = "rectifier",
+        policy: Literal["learned", "random"] = "learned",
     ) -> None:
         super().__init__()
         if min(glimpses, glimpse, scales, channels) < 1 or not std > 0:
             got = f"glimpses={glimpses}, glimpse={glimpse}, scales={scales}, channels={channels} and std={std}"
             raise ShapeError(f"glimpses, glimpse, scales and channels must be 1 or more and std above 0, got {got}")
         self.channels, self.std, self.hidden = channels, std, hidden
-        self.glimpses, self.glimpse, self.scales = glimpses, glimpse, scales
+        self.glimpses, self.glimpse, self.scales, self.policy = glimpses, glimpse, scales, policy
         half = hidden // 2
         self.what = nn.Sequential(nn.Linear(scales * channels * glimpse**2, half), nn.ReLU(), nn.Linear(half, hidden))
         self.where = nn.Sequential(nn.Linear(2, half), nn.ReLU(), nn.Linear(half, hidden))
@@ -125,7 +120,7 @@ class RecurrentAttention(Looker):
                 error = ((chosen - mean) / self.std).square().sum(dim=1)
                 log_probs.append(-0.5 * error - 2 * math.log(self.std) - math.log(2 * math.pi))
                 baselines.append(self.expect(known)[:, 0])
-                at = chosen.clamp(-1, 1)
+                at = chosen.clamp(-1, 1) if self.policy == "learned" else torch.erf(noise[:, turn] / math.sqrt(2))
                 locations.append(at)
         none = at.new_zeros(len(images), 0)
         stacked = [torch.stack(part, dim=1) if part else none for part in (log_probs, baselines)]
@@ -137,9 +132,20 @@ class RecurrentAttention(Looker):
         """Look `copies` times, with other first locations and draws each, the same for all images: a class has the mean
         of its probabilities, and the glimpses are those of the first copy.
         """
-        generator, batch = torch.Generator().manual_seed(seed), len(pixels)
-        draws = noise(copies, self.glimpses, generator)
-        runs = [self(pixels, draw.expand(batch, -1, -1)) for draw in draws]
+        return self._looked(pixels, noise(copies, self.glimpses, torch.Generator().manual_seed(seed)), None)
+
+    def look_at(self, pixels: Tensor, fixations: Float[Tensor, "b 2"], seed: int = 0) -> Looked:
+        """As `look`, with the first glimpse of every copy at these places."""
+        check_fixations(fixations, len(pixels))
+        return self._looked(pixels, noise(10, self.glimpses, torch.Generator().manual_seed(seed)), fixations)
+
+    def _looked(self, pixels: Tensor, draws: Float[Tensor, "c t 2"], first: Float[Tensor, "b 2"] | None) -> Looked:
+        check_pixels(pixels, self.channels)
+        batch, copies = len(pixels), len(draws)
+        each_draw = draws[:, None].repeat(1, batch, 1, 1)
+        if first is not None:
+            each_draw[:, :, 0] = first
+        runs = [self(pixels, draw) for draw in each_draw]
         logits = torch.stack([run.logits.softmax(dim=1) for run in runs]).mean(dim=0).log()
         height, width = pixels.shape[2:]
         centres = (runs[0].locations + 1) / 2
