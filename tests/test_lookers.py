@@ -15,6 +15,7 @@ import regard.mechanisms
 from regard.attention.vision import VisionTransformer
 from regard.errors import ShapeError
 from regard.mechanisms.avit import AViT
+from regard.mechanisms.cascade import Cascade
 from regard.mechanisms.dynamicvit import DynamicViT
 from regard.mechanisms.evit import EViT
 from regard.mechanisms.foveated import FoveaTer
@@ -30,9 +31,16 @@ def vision() -> VisionTransformer:
     return VisionTransformer(20, 4, 16, 5, 2, 24, channels=1)
 
 
+def cascade() -> Cascade:
+    made = Cascade(5, 1, 16, patch=2, stages=3, keep=[2, 3], width=16, depth=2, heads=2)
+    made.set_thresholds([0.5, 0.5])
+    return made
+
+
 # what makes a small one, and the pixels of a side that it is shown
 TINY = {
     "RecurrentAttention": (lambda: RecurrentAttention(5, 1, glimpses=3, glimpse=4, scales=2, hidden=16), 23),
+    "Cascade": (cascade, 16),
     "StaticViT": (lambda: StaticViT(vision(), 5), 20),
     "DynamicViT": (lambda: DynamicViT(vision(), 5), 20),
     "AViT": (lambda: AViT(vision(), 5, gate=2, centre=3), 20),

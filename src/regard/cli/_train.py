@@ -59,8 +59,46 @@ def ram(
     _run(task, folder, quiet, lambda data, tell: learn(arguments, data, recipe, folder, tell))
 
 
-def _run(task: str, folder: Path, quiet: bool, learn: Callable[..., Any]) -> None:
-    """Fetch, train, test, and write metrics.json."""
+@train.command()
+def cascade(
+    task: Task = "fashion",
+    stages: Annotated[int, typer.Option(help="Resolutions; 1 reads everything at once.")] = 2,
+    keep: Annotated[str | None, typer.Option(help="Tokens that each later stage splits, by commas.")] = None,
+    reuse: Annotated[bool, typer.Option(help="Give what is known of a token to its parts.")] = True,
+    warm: Annotated[float, typer.Option(help="Share of the steps that split all tokens.")] = 0.4,
+    tolerance: Annotated[float, typer.Option(help="Share of images that exits may get wrong.")] = 0.002,
+    share: Annotated[float | None, typer.Option(help="Instead: the mean cost, of reading all.")] = None,
+    epochs: Epochs = 10,
+    seed: Seed = 0,
+    batch: Batch = 128,
+    rate: Rate = 2e-3,
+    out: Out = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """CF-ViT: coarse to fine, with early exits; their thresholds by images held out. Tasks: fashion, search."""
+    from regard.train.cascade import sizes
+    from regard.train.cascade import train as learn
+    from regard.train.held import held_task
+    from regard.train.loop import Recipe
+
+    folder = out or Path(f"regard-cascade-{task}")
+    recipe = Recipe(epochs, seed, batch, rate, decay=0.05, warmup=min(1, epochs / 2), clip=1.0)
+    arguments = sizes(task, stages, keep, reuse)
+    cache = folder.parent / "search-features"
+    _run(
+        task,
+        folder,
+        quiet,
+        lambda data, tell: learn(arguments, data, recipe, folder, tell, warm, tolerance, share),
+        lambda name, told: held_task(name, arguments, cache, told),
+    )
+
+
+def _run(
+    task: str, folder: Path, quiet: bool, learn: Callable[..., Any], fetch: Callable[..., Any] | None = None
+) -> None:
+    """Fetch, train, test, and write metrics.json. fetch: what gives the task, by its name."""
     from regard.bench.results import provenance
     from regard.bench.tasks.data import data
     from regard.files import write_all
@@ -72,7 +110,7 @@ def _run(task: str, folder: Path, quiet: bool, learn: Callable[..., Any]) -> Non
     check_writable(folder)
     with Progress(quiet) as stage:
         stage("read the images")
-        given = data(task, stage)
+        given = (fetch or data)(task, stage)
         shown = [0.0]
 
         def tell(epoch: int, done: int, loss: float, accuracy: float) -> None:

@@ -11,13 +11,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regard.errors import DataError
 from regard.mechanisms.cascade import Cascade, loss
 from regard.mechanisms.exits import confidence, for_accuracy, for_cost
-from regard.train.checkpoint import Checkpoint
+from regard.train.checkpoint import LAST, Checkpoint
 from regard.train.held import Held
-from regard.train.loop import LAST, Recipe, fit, settings
+from regard.train.loop import Recipe, fit, settings
 
 AT_ONCE = 250  # images
+
+_SIZES: dict[str, dict[str, Any]] = {
+    "fashion": {"channels": 1, "side": 32, "patch": 4, "width": 64, "depth": 3, "heads": 4, "expand": 2},
+    "search": {
+        "channels": 3,
+        "side": 512,
+        "patch": 32,
+        "width": 96,
+        "depth": 3,
+        "heads": 4,
+        "expand": 2,
+        "stem": "embedded",
+    },
+}
+_KEEP = {"fashion": 6, "search": 10}  # tokens that the second stage splits
+
+
+def sizes(task: str, stages: int = 2, keep: str | None = None, reuse: bool = True) -> dict[str, Any]:
+    """The arguments of a `Cascade` for a task. keep: numbers by commas. Raises DataError."""
+    if task not in _SIZES:
+        raise DataError(f"unknown task {task!r}: choose from {', '.join(_SIZES)}")
+    try:
+        kept = [_KEEP[task]] * (stages - 1) if keep is None else [int(part) for part in keep.split(",")]
+    except ValueError:
+        raise DataError(f"expected numbers of tokens by commas, got {keep!r}") from None
+    return {"classes": 10, **_SIZES[task], "stages": stages, "keep": kept, "reuse": reuse}
 
 
 def train(
@@ -41,7 +68,7 @@ def train(
         logits = model(images, everything=done < warm)
         return loss(logits, labels), (logits[-1].argmax(dim=1) == labels).sum()
 
-    about = Checkpoint("cascade", arguments, settings(recipe, task=data.name, warm=warm), [])
+    about = Checkpoint("cascade", arguments, settings(recipe, task=data.name, warm=warm), [], labels=data.labels)
     state = fit(model, step, data.count, recipe, folder, about, tell)
     solve(model, data.held, data.held_labels, tolerance, share)
     replace(state, tensors=state.tensors | {"model.thresholds": model.thresholds.clone()}).save(folder / LAST)

@@ -7,6 +7,7 @@ photo of 512 x 512; a frozen stem reads each image once, into files that the nex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +17,12 @@ from torch import Tensor
 from regard.bench.tasks.fetching import Told
 from regard.errors import DataError
 from regard.files import write_whole
-from regard.train.data import Data
+from regard.mechanisms.cascade import Cascade
+from regard.train.data import Data, jittered
 
 HELD = 5000
-SEARCH = {"train": 4000, "held": 1000, "test": 1000}  # images
+SEARCH = {"train": 2000, "held": 500, "test": 800}  # images
 SIDE = 512  # pixels, of the search task
-SHIFT = 2  # pixels, at most, of a training image of fashion
 
 _SEED = 2203
 _CHUNK = 50  # images of a file
@@ -45,22 +46,10 @@ def fashion(told: Told | None = None) -> Held:
     count = len(train) - HELD
 
     def batch(index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return varied(train[index], SHIFT, generator), images.train_labels[index]
+        return jittered(train[index], generator), images.train_labels[index]
 
     held, held_labels = train[count:], images.train_labels[count:]
     return Held("fashion", count, batch, test, images.test_labels, tuple(CLASSES), held, held_labels)
-
-
-def varied(images: Tensor, shift: int, generator: torch.Generator) -> Tensor:
-    """(B, C, H, W), each mirrored or not, and moved by up to so many pixels, with black where nothing was."""
-    batch, channels, height, width = images.shape
-    down, right = torch.randint(0, 2 * shift + 1, (2, batch, 1), generator=generator)
-    rows, columns = torch.arange(height) + down, torch.arange(width) + right
-    flipped = torch.rand(batch, generator=generator) < 0.5
-    columns = torch.where(flipped[:, None], columns.flip(1), columns)
-    index = rows[:, :, None] * (width + 2 * shift) + columns[:, None]
-    padded = F.pad(images, (shift,) * 4).flatten(2)
-    return padded.gather(2, index.flatten(1)[:, None].expand(-1, channels, -1)).view(images.shape)
 
 
 def search(read: Callable[[Tensor], Tensor], name: str, folder: Path, told: Told | None = None) -> Held:
@@ -91,10 +80,10 @@ def search(read: Callable[[Tensor], Tensor], name: str, folder: Path, told: Told
     return Held("search", len(train), batch_of, *parts["test"], tuple(CLASSES), *parts["held"])
 
 
-def held_task(task: str, read: Callable[[Tensor], Tensor], name: str, cache: Path, told: Told | None = None) -> Held:
-    """A task by its name. Raises DataError."""
+def held_task(task: str, arguments: dict[str, Any], cache: Path, told: Told | None = None) -> Held:
+    """A task by its name, for a `Cascade` of these arguments. cache: where features are kept. Raises DataError."""
     if task == "fashion":
         return fashion(told)
     if task == "search":
-        return search(read, name, cache, told)
+        return search(Cascade(**arguments).read, f"embedded-{arguments['stages']}", cache, told)
     raise DataError(f"unknown task {task!r}: choose from fashion, search")

@@ -1,0 +1,57 @@
+"""What the cascade reads patches with: pixels into features, by nothing that is trained."""
+
+from functools import cached_property
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from regard.errors import ShapeError
+from regard.eyes.efficientnet import STRIDE, EfficientNetLite0
+
+
+class Stem(Protocol):
+    """Images or parts of them, floats in [0, 1], to `width` features a patch of `patch` pixels, in raster order."""
+
+    patch: int
+    width: int
+
+    def __call__(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n f"]: ...
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates for pixels of this size."""
+        ...
+
+
+class PixelStem:
+    """The pixels of a patch themselves, in [-1, 1]."""
+
+    def __init__(self, channels: int, patch: int) -> None:
+        self.patch, self.width = patch, channels * patch**2
+
+    def __call__(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n f"]:
+        apart = pixels.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))
+        return apart.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2) * 2 - 1
+
+    def macs(self, height: int, width: int) -> int:
+        return 0
+
+
+class EmbeddedStem:
+    """The last block of the frozen EfficientNet-Lite0: a patch is 32 x 32 pixels, and sees the others about it."""
+
+    patch, width = STRIDE, 320
+
+    def __init__(self, channels: int, patch: int) -> None:
+        if channels != 3 or patch != STRIDE:
+            raise ShapeError(f"the embedded stem reads 3 channels and patches of {STRIDE}, got {channels} and {patch}")
+
+    @cached_property
+    def net(self) -> EfficientNetLite0:
+        return EfficientNetLite0.installed()
+
+    def __call__(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n f"]:
+        return self.net.cells((pixels * 255 - 127) / 128).flatten(2).transpose(1, 2)
+
+    def macs(self, height: int, width: int) -> int:
+        return self.net.cells_macs(height, width)
