@@ -157,7 +157,7 @@ def test_novelty_of_one_among_many_alike():
     x = torch.tensor([[1.0, 0.0]] * 5 + [[0.0, 2.0]] + [[3.0, 0.0]] * 3)[None]
     valid = torch.ones(1, 9, dtype=torch.bool)
     assert tensions.novelty(x, valid, 1).tolist() == [[0] * 5 + [1] + [0] * 3]
-    diverse = tensions.diversify(torch.ones(1, 9).double(), tensions.novelty(x, valid, 1), valid)
+    diverse = tensions.diversify(tensions.novelty(x, valid, 1), valid)
     assert diverse[0].tolist() == pytest.approx([0.05 / 1.45] * 5 + [1.05 / 1.45] + [0.05 / 1.45] * 3)
 
 

@@ -13,11 +13,9 @@ from regard.cost.language import QWEN2_5_7B
 from regard.errors import DataError
 from regard.eyes import Eye
 from regard.record import Look, Record
-from regard.recorded import boxes_of, explained, look_of, made_by, read_picture, relevance_of
+from regard.recorded import PROMPT_TOKENS, boxes_of, explained, look_of, made_by, read_picture, relevance_of
 from regard.relevance.tensions import States
 from regard.tokens import Question, VisualTokens
-
-PROMPT_TOKENS = 64  # text of a short question in its chat template
 
 
 def look(

@@ -23,6 +23,7 @@ from regard.record import Look, Picture, Realization, Step
 from regard.tokens import Question, VisualTokens
 
 PREVIEW = 1024  # pixels, the longest side
+PROMPT_TOKENS = 64  # text of a short question in its chat template
 
 
 def look_of(

@@ -32,7 +32,7 @@ def tables(cells: Cells) -> dict[str, dict[str, Any]]:
     budgets = [budget for budget in BUDGETS if budget in next(iter(cells.values.values()))]
     made = {measure.replace(" ", "-"): _by_kind(cells, measure, SHOWN) for measure in MEASURES}
     made["budgets"] = _by_budget(cells, budgets)
-    made["parts"] = _parts(cells, budgets)
+    made["parts"] = _parts(cells)
     made["states"] = _states(cells)
     made["losses"] = _losses(cells, budgets)
     return made
@@ -66,19 +66,21 @@ def verdicts(cells: Cells) -> dict[str, str]:
 
 def publish_proof(name: str, command: str, cells: Cells, made: dict[str, Any]) -> None:
     """Print the tables and write results/NAME.json: figures, tables, verdicts and the mean of every cell."""
-    show(cells)
+    made_tables = tables(cells)
+    show(made_tables)
     means = {
         method: {f"{budget:.0%}": _means(cells, method, budget) for budget in by_budget}
         for method, by_budget in cells.values.items()
     }
-    notes = {"scenes": len(cells.kinds), "seeds": 1 + max(cells.seeds), "verdicts": verdicts(cells), "means": means}
-    publish(name, command, rows(cells), made, seed=0, notes=notes, tables=tables(cells))
+    verdict = {line[0]: line[-1] for line in made_tables["parts"]["rows"]}
+    notes = {"scenes": len(cells.kinds), "seeds": 1 + max(cells.seeds), "verdicts": verdict, "means": means}
+    publish(name, command, rows(cells), made, seed=0, notes=notes, tables=made_tables)
 
 
-def show(cells: Cells) -> None:
+def show(shown: dict[str, dict[str, Any]]) -> None:
     """Print every table."""
     terminal = Console(width=200)
-    for title, content in tables(cells).items():
+    for title, content in shown.items():
         grid = Table(*content["columns"], title=title, title_justify="left", header_style="bold")
         for line in content["rows"]:
             grid.add_row(*line)
@@ -143,10 +145,10 @@ def _by_budget(cells: Cells, budgets: Sequence[float]) -> dict[str, Any]:
     return {"columns": ["allocator", *columns], "rows": lines}
 
 
-def _parts(cells: Cells, budgets: Sequence[float]) -> dict[str, Any]:
+def _parts(cells: Cells) -> dict[str, Any]:
     """What leaving a part out costs, with intervals, over all scenes, and the verdict."""
-    found, lines = verdicts(cells), []
-    for method, verdict in found.items():
+    lines = []
+    for method, verdict in verdicts(cells).items():
         line = [method]
         for measure in ("target", "least", "whole"):
             difference = _difference(cells, "relevance", method, SHOWN, measure, None)

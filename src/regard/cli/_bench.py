@@ -46,7 +46,7 @@ def allocators(
     if scenes < 1 or seeds < 1:
         raise UsageError(f"--scenes and --seeds must be at least 1, got {scenes} and {seeds}")
     from regard.bench.allocators import BUDGETS, run
-    from regard.bench.proof import publish_proof, show
+    from regard.bench.proof import publish_proof, show, tables
     from regard.bench.results import provenance
     from regard.eyes.embedded import EmbeddedEye
 
@@ -57,7 +57,7 @@ def allocators(
         eye = EmbeddedEye()
         cells = run(eye, half, count, sets, budgets, lambda done, of: stage(f"scene {done} of {of}"))
     if quick:
-        show(cells)
+        show(tables(cells))
         return
     line = f"regard bench allocators --scenes {scenes} --seeds {seeds} --half {half}"
     publish_proof("allocators" if half == "report" else f"allocators-{half}", line, cells, made)
@@ -104,3 +104,17 @@ def foveated(
 
     with Progress(quiet) as stage:
         main(runs, tuple(names_in(only) or ()), stage)
+
+
+@bench.command()
+def cascade(
+    runs: Annotated[Path, typer.Option(help="Folder of folders that regard train cascade wrote.")] = Path("runs"),
+    rounds: Annotated[int, typer.Option(help="Of each timing.")] = 9,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """The cascade beside reading everything at the finest resolution."""
+    if rounds < 1:
+        raise UsageError(f"--rounds must be at least 1, got {rounds}")
+    from regard.bench.cascade import main
+
+    main(runs, rounds)

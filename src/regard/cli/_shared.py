@@ -44,7 +44,7 @@ def checked_states(scope: str, tempering: str, prioritization: str, names: Itera
         raise UsageError(f"--{error}") from error
     if states.fixed and names is not None and "relevance" not in (names := list(names)):
         given = ", ".join(f"--{name}" for name in states.fixed)
-        raise UsageError(f"{given} is for the allocator relevance, which is not among {', '.join(names)}")
+        raise UsageError(f"{given} is for the allocator relevance (or --tiles), not for {', '.join(names)}")
     return states
 
 

@@ -9,18 +9,16 @@ import PIL.Image
 
 from regard.allocate.relevance import Relevance
 from regard.amount import checked_budget
-from regard.cost.language import QWEN2_5_7B, LanguageModel
+from regard.cost.language import QWEN2_5_7B
 from regard.eyes import Eye
 from regard.eyes.embedded import EmbeddedEye
 from regard.mechanisms import Seen
 from regard.record import Record
-from regard.recorded import boxes_of, look_of, made_by, read_picture, relevance_of
+from regard.recorded import PROMPT_TOKENS, boxes_of, look_of, made_by, read_picture, relevance_of
 from regard.relevance.gaze import Attend, by_likeness, gaze
 from regard.relevance.realizer import Realizer
 from regard.relevance.tensions import States
 from regard.tokens import VisualTokens
-
-PROMPT_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,6 @@ class RelevanceRealization:
     states: States = field(default_factory=States)
     attends: Callable[[Realizer, VisualTokens], Attend] = by_likeness
     looks: int = 1
-    model: LanguageModel = QWEN2_5_7B
 
     def __call__(self, image: str | os.PathLike | bytes | PIL.Image.Image, question: str, budget: int) -> Seen:
         """Look at an image. budget: tokens to keep; more than the image has keeps all. Raises RegardError."""
@@ -65,7 +62,7 @@ class RelevanceRealization:
             allocator=allocator,
             budget=budget,
             seconds=seconds,
-            model=self.model,
+            model=QWEN2_5_7B,
             prompt_tokens=PROMPT_TOKENS,
             why=replace(why, fixations=path),
         )
@@ -77,7 +74,7 @@ class RelevanceRealization:
             relevance=relevance_of(tokens, [asked]),
             grid=tokens.grid,
             looks=(look,),
-            language_model=self.model.name,
+            language_model=QWEN2_5_7B.name,
             prompt_tokens=PROMPT_TOKENS,
             seconds={"encode": round(encoded, 4)},
             made=made_by(0),

@@ -53,7 +53,7 @@ class Realizer(nn.Module, PyTorchModelHubMixin):
         grid, valid = ways.needed_grid(tokens), tokens.valid
         x = ways.standardised(tokens)
         square = torch.linalg.vector_norm(x, dim=2).double().square().masked_fill(~valid, 0)
-        diverse = tensions.diversify(valid.double(), tensions.novelty(x, valid), valid)
+        diverse = tensions.diversify(tensions.novelty(x, valid), valid)
         seen = self.seen(x, tokens, question, fixations)
         return Measured(tokens, seen, _over_mean(square, valid), diverse, Quadtree.of(x, grid, valid))
 
@@ -146,7 +146,7 @@ def plan_tiles(
     there, sums = there[:, :-1], sums[:, :-1]
     scarcity = 1 - torch.tensor((budget - count * LADDER[0]) / (count * (LADDER[-1] - LADDER[0])), dtype=torch.float64)
     detail = _over_mean(lost[..., 0], there > 0)
-    diverse = tensions.diversify((there > 0).double(), tensions.novelty(sums, there > 0), there > 0)
+    diverse = tensions.diversify(tensions.novelty(sums, there > 0), there > 0)
     scarcity = scarcity.expand(len(x)).to(x.device)
     balance = realizer.balance(seen, detail, diverse, there > 0, scarcity, states or States(), Gaze())
     ladder = torch.tensor(LADDER, device=x.device)

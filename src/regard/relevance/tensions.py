@@ -133,11 +133,9 @@ def explore(
     return shares((z.var(dim=1, unbiased=False) + 0.05).sqrt() / (1 + visits).sqrt(), valid)
 
 
-def diversify(
-    area: Float[Tensor, "b r"], novel: Float[Tensor, "b r"], valid: Bool[Tensor, "b r"]
-) -> Float[Tensor, "b r"]:
-    """By area and by novelty, whatever was asked, sum 1."""
-    return shares(area * (novel + _LEAST), valid)
+def diversify(novel: Float[Tensor, "b r"], valid: Bool[Tensor, "b r"]) -> Float[Tensor, "b r"]:
+    """By novelty, whatever was asked, sum 1."""
+    return shares(novel + _LEAST, valid)
 
 
 def novelty(x: Float[Tensor, "b r d"], valid: Bool[Tensor, "b r"], pivots: int = 8) -> Float[Tensor, "b r"]:
