@@ -87,3 +87,12 @@ def held_task(task: str, arguments: dict[str, Any], cache: Path, told: Told | No
     if task == "search":
         return search(Cascade(**arguments).read, f"embedded-{arguments['stages']}", cache, told)
     raise DataError(f"unknown task {task!r}: choose from fashion, search")
+
+
+def pixels_of_test(task: str, count: int) -> Tensor:
+    """The first test images of a task, uint8 (count, C, H, W)."""
+    if task == "fashion":
+        return fashion().test[:count]
+    from regard.bench.tasks.search import search_task
+
+    return search_task().search(count, SIDE, _SEED, "test").images

@@ -1,0 +1,90 @@
+"""`regard bench cascade` on small runs: what it reads, compares and refuses."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from regard.bench import cascade as bench
+from regard.errors import DataError
+from regard.mechanisms.cascade import Cascade
+from regard.train.cascade import sizes, train
+from regard.train.held import held_task, search
+from regard.train.loop import Recipe
+from test_cascade import ARGUMENTS, task
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    data = task()
+    monkeypatch.setattr(bench, "held_task", lambda *_: data)
+    monkeypatch.setattr(bench, "pixels_of_test", lambda name, count: data.test[:count])
+    monkeypatch.setattr(bench, "TIMED", {"grades": 1})
+    monkeypatch.chdir(tmp_path)
+    for name, stages in (("whole", 1), ("two", 2)):
+        arguments = ARGUMENTS | {"stages": stages, "keep": [6][: stages - 1]}
+        train(arguments, data, Recipe(2, batch=16, rate=5e-3), tmp_path / "runs" / name)
+        (tmp_path / "runs" / name / "metrics.json").write_text('{"seconds": 1.0}')
+    return tmp_path
+
+
+def test_a_cascade_is_compared_with_reading_all(runs, capsys):
+    bench.main(runs / "runs", rounds=1)
+    written = json.loads((runs / "results" / "cascade.json").read_text())
+    rows = {row["name"]: row["value"] for row in written["rows"]}
+    full, name = rows["grades: all at the finest resolution, accuracy"], "grades, 2 stages (two)"
+    assert rows[f"{name}: accuracy lost to reading all"] == pytest.approx(full - rows[f"{name}: accuracy"])
+    assert rows[f"{name}: images that stop at stage 0"] + rows[f"{name}: images that stop at stage 1"] == 100
+    model = Cascade(**ARGUMENTS)
+    stop = rows[f"{name}: images that stop at stage 0"] / 100
+    macs = (stop * model.costs[0] + (1 - stop) * model.costs[1]) / model.full_macs(16, 16)
+    assert rows[f"{name}: multiply-accumulates / reading all"] == pytest.approx(macs)
+    assert rows[f"{name}: time / reading all, batches of 64"] > 0
+    assert written["tables"]["two: mean cost and accuracy"]["rows"]
+
+
+def test_without_runs_it_says_what_to_run(tmp_path):
+    with pytest.raises(DataError, match="regard train cascade"):
+        bench.main(tmp_path)
+
+
+def test_search_is_read_once(tmp_path, monkeypatch):
+    from regard.bench.tasks import search as module
+    from regard.train import held
+
+    calls = []
+
+    class Made:
+        def search(self, count: int, side: int, seed: int, split: str, first: int) -> module.Batch:
+            calls.append((split, first, count))
+            images = torch.full((count, 3, 64, 64), first % 256, dtype=torch.uint8)
+            return module.Batch(images, torch.arange(count) % 10, torch.zeros(count, 4))
+
+    monkeypatch.setattr(module, "search_task", lambda told=None: Made())
+    monkeypatch.setattr(held, "SEARCH", {"train": 100, "held": 50, "test": 50})
+    model = Cascade(10, 3, 64, 16, 2, width=16, depth=2, heads=2)
+    data = search(model.read, "tiny", tmp_path)
+    assert calls == [("train", 0, 50), ("train", 50, 50), ("train", 100, 50), ("test", 0, 50)]
+    again = search(model.read, "tiny", tmp_path)
+    assert len(calls) == 4
+    images, labels = again.batch(torch.tensor([0, 60]), torch.Generator())
+    assert images.shape == (2, sum(model.patches), 768)
+    expected = model.read(torch.full((1, 3, 64, 64), 50, dtype=torch.uint8))
+    torch.testing.assert_close(images[1:].float(), expected, atol=1e-3, rtol=1e-3)
+    assert labels.tolist() == [0, 0 + 60 % 50 % 10]
+    assert len(data.held) == 50
+
+
+def test_an_unknown_task_is_named(tmp_path):
+    with pytest.raises(DataError, match="unknown task"):
+        held_task("mnist", {}, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_frozen_stem_on_a_part_is_its_own_image():
+    model = Cascade(**{**sizes("search", 2, "3"), "side": 128}).eval()
+    images = torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8)
+    features: Tensor = model.read(images)
+    part = model.stem(images[:1, :, :64, 64:] / 255)[0]
+    torch.testing.assert_close(features[0, 4 + 4 : 4 + 8], part, rtol=1e-3, atol=1e-3)
