@@ -106,7 +106,7 @@ class Cascade(Looker):
         not only the most salient.
         """
         first, fine = self._source(pixels)
-        rows, tokens, logits = torch.arange(len(pixels)), self._begin(first), []
+        rows, tokens, logits = torch.arange(len(pixels), device=first.device), self._begin(first), []
         for stage in range(self.stages):
             seen = self.transformer(tokens.x, stage + 1 < self.stages)
             logits.append(seen.logits)
@@ -145,7 +145,7 @@ class Cascade(Looker):
         logits = self.positions.new_zeros(batch, self.transformer.classify.out_features)
         features = logits.new_zeros(batch, slots[-1], self.transformer.width)
         boxes, stages = features.new_zeros(batch, slots[-1], 4), logits.new_full((batch, slots[-1]), -1).long()
-        exits, rows = torch.zeros(batch, dtype=torch.long), torch.arange(batch)
+        exits, rows = logits.new_zeros(batch).long(), torch.arange(batch, device=first.device)
         tokens = self._begin(first)
         for stage in range(self.stages):
             seen = self.transformer(tokens.x, stage + 1 < self.stages)
@@ -162,7 +162,7 @@ class Cascade(Looker):
             chosen, rest = self._ranked(tokens, seen, self.keep[stage])
             fine = crops(rows, stage + 1, tokens.newest.gather(1, chosen))
             tokens = self._split(tokens, seen, stage + 1, chosen, rest, fine)
-        spent, macs = torch.tensor(self.lengths).cumsum(0)[exits], torch.tensor(self.costs)[exits]
+        spent, macs = exits.new_tensor(self.lengths).cumsum(0)[exits], exits.new_tensor(self.costs)[exits]
         return Looked(logits, features, boxes, stages, exits, spent, macs)
 
     def set_thresholds(self, thresholds: Sequence[float] | Tensor) -> None:
