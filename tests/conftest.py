@@ -1,5 +1,6 @@
 """Shapes in signatures are checked at run time here, and only here."""
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -53,3 +54,21 @@ def models(vlm_folder):
         return loaded[name, kernel]
 
     return get
+
+
+@pytest.fixture
+def regard(monkeypatch, capsys, tmp_path):
+    """Run the command line in an empty folder: exit code, stdout, stderr."""
+    from regard import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*line: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["regard", *map(str, line)])
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+            raise SystemExit(0)
+        out = capsys.readouterr()
+        return int(exited.value.code or 0), out.out, out.err
+
+    return run

@@ -30,22 +30,6 @@ def photo(tmp_path_factory) -> Path:
     return file
 
 
-@pytest.fixture
-def regard(monkeypatch, capsys, tmp_path):
-    """Run the command line in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*line: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["regard", *map(str, line)])
-        with pytest.raises(SystemExit) as exited:
-            cli.main()
-            raise SystemExit(0)
-        out = capsys.readouterr()
-        return int(exited.value.code or 0), out.out, out.err
-
-    return run
-
-
 def test_look_prints_a_table_and_writes_the_report(regard, photo: Path, tmp_path: Path):
     code, out, err = regard("look", photo, QUESTION, "something to drink", "--budget", 16)
     assert (code, err) == (0, "")
