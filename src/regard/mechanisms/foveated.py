@@ -159,6 +159,16 @@ class FoveaTer(Looker):
     def look(self, pixels: Tensor, seed: int = 0, fixations: Float[Tensor, "b 2"] | None = None) -> Looked:
         """fixations: (B, 2), where each image is looked at first, x and y in [-1, 1]; by default its middle."""
         cells, grid = self.features(pixels)
+        return self.look_on(cells, grid, self.backbone.macs(pixels.shape[2], pixels.shape[3]), fixations)
+
+    def look_on(
+        self,
+        cells: Float[Tensor, "b n c"],
+        grid: tuple[int, int],
+        macs: int,
+        fixations: Float[Tensor, "b 2"] | None = None,
+    ) -> Looked:
+        """As `look`, at what the backbone made of the pixels before, for so many multiply-accumulates an image."""
         batch = len(cells)
         if fixations is not None and self.kind == "all":
             raise ModelError("the twin that reads all cells takes no fixation: look without one")
@@ -175,7 +185,7 @@ class FoveaTer(Looker):
                 break
             past = torch.cat((past, following[:, None]), dim=1)[on]
             active, cells, sums = active[on], cells[on], sums[on]
-        return self._looked(turns, batch, grid, self.backbone.macs(pixels.shape[2], pixels.shape[3]))
+        return self._looked(turns, batch, grid, macs)
 
     def look_at(self, pixels: Tensor, fixations: Float[Tensor, "b 2"], seed: int = 0) -> Looked:
         """As `look`, first at these places."""

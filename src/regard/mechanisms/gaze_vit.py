@@ -119,13 +119,18 @@ class GazeViT(Looker):
         """pixels: (B, C, H, W), uint8, or floats in [0, 1]. gaze: (B, 2), needed but by the twin."""
         if self.slots is None:
             gazed = self._all(pixels)
-            place, valid = positions((gazed.boxes[0, :, :2] + gazed.boxes[0, :, 2:]) / 2, self.reader.dim), None
+        elif gaze is None:
+            raise ModelError("a gaze is needed: give one, or take that of predict(pixels)")
         else:
-            if gaze is None:
-                raise ModelError("a gaze is needed: give one, or take that of predict(pixels)")
             gazed = self.tokens(pixels, gaze)
-            place, valid = self.slots, gazed.valid
-        return self.reader(self.embed(gazed.patches.flatten(2) * 2 - 1) + place, valid), gazed
+        return self.read(gazed), gazed
+
+    def read(self, gazed: Gazed) -> Read:
+        """What the ViT makes of tokens."""
+        x = self.embed(gazed.patches.flatten(2) * 2 - 1)
+        if self.slots is not None:
+            return self.reader(x + self.slots, gazed.valid)
+        return self.reader(x + positions((gazed.boxes[0, :, :2] + gazed.boxes[0, :, 2:]) / 2, self.reader.dim))
 
     def predict(self, pixels: Tensor) -> Glanced:
         """Where to look, from the image at low resolution. Raises ModelError for the twin."""

@@ -13,16 +13,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from regard.errors import DataError
+from regard.errors import DataError, ModelError
 from regard.mechanisms.foveated import FoveaTer
+from regard.mechanisms.gaze import Gazed
 from regard.mechanisms.gaze_vit import GazeViT, centre_of
 from regard.mechanisms.pervit import PerViT
-from regard.train.checkpoint import Checkpoint
+from regard.train.checkpoint import LAST, Checkpoint
 from regard.train.data import AT_ONCE, Data
 from regard.train.loop import Recipe, fit, settings
 
 Tell = Callable[[int, int, float, float], None]
-JITTER = 0.03  # of the gaze in training, in halves of the image
+JITTER = 0.04  # of the gaze in training, in halves of the image
+LOOKS = 8  # at each image in training, every other one at its mirror image
 GUIDE = 0.3  # weight of the attention's loss
 
 
@@ -30,32 +32,43 @@ def _silent(epoch: int, done: int, loss: float, accuracy: float) -> None:
     pass
 
 
-def train_gaze(arguments: dict[str, Any], data: Data, recipe: Recipe, folder: Path, tell: Tell = _silent) -> GazeViT:
+def train_gaze(
+    arguments: dict[str, Any],
+    data: Data,
+    recipe: Recipe,
+    folder: Path,
+    tell: Tell = _silent,
+    start: Path | None = None,
+) -> GazeViT:
     """Train the gaze's ViT and its prediction of the gaze, or its twin, or go on. arguments: of `GazeViT`.
 
-    Images are mirrored or not. Raises DataError for a task that does not know boxes, and as `fit`.
+    start: a run whose ViT the new one begins with, as the twin may. Images are mirrored or not, the gaze is near the
+    box's centre; its tokens are read once, at LOOKS gazes. Raises DataError for a task that does not know boxes,
+    ModelError for a start of other sizes, and as `fit`.
     """
     boxes_of = data.boxes
     if boxes_of is None:
         raise DataError(f"a gaze is learned from boxes, which the task {data.name!r} does not know: choose search")
     torch.manual_seed(recipe.seed)
     model = GazeViT(**arguments)
+    if start is not None:
+        _begin(model, start)
+
+    kept = None if model.glance is None else _Kept(model, data, recipe.seed)
 
     def step(index: Tensor, generator: torch.Generator, done: float) -> tuple[Tensor, Tensor]:
-        images, labels = data.batch(index, generator)
-        images, boxes = mirrored(images, boxes_of(index), generator)
-        centres = centre_of(boxes)
-        near = (centres + torch.randn(centres.shape, generator=generator) * JITTER).clamp(-1, 1)
-        if model.glance is None:
+        if kept is None:
+            images, labels = data.batch(index, generator)
+            images, boxes = mirrored(images, boxes_of(index), generator)
             read, gazed = model(images)
             loss = GUIDE * drawn(read.attention, overlapping(gazed.boxes, boxes))
         else:
-            read, _ = model(images, near)
-            loss = model.predict(images).loss(centres)
+            gazed, views, boxes, labels = kept.drawn(index, generator)
+            read, loss = model.read(gazed), model.predict(views).loss(centre_of(boxes))
         loss = loss + F.cross_entropy(read.logits, labels)
         return loss, (read.logits.argmax(dim=1) == labels).sum()
 
-    about = Checkpoint("gaze", arguments, settings(recipe, task=data.name), [])
+    about = Checkpoint("gaze", arguments, settings(recipe, task=data.name, start=start and start.name), [])
     fit(model, step, data.count, recipe, folder, about, tell)
     return model
 
@@ -70,7 +83,7 @@ def train_foveater(
     """
     torch.manual_seed(recipe.seed)
     model = FoveaTer(**arguments)
-    frozen = None if isinstance(model.backbone, torch.nn.Module) else cells_of(model, data, folder)
+    frozen = None if isinstance(model.backbone, torch.nn.Module) else cells_of(model, data)
 
     def step(index: Tensor, generator: torch.Generator, done: float) -> tuple[Tensor, Tensor]:
         boxes = None if data.boxes is None else data.boxes(index)
@@ -112,8 +125,55 @@ def train_pervit(arguments: dict[str, Any], data: Data, recipe: Recipe, folder: 
     return model
 
 
+class _Kept:
+    """What of the images to train with a gaze's ViT reads: tokens at gazes near the things, and small views."""
+
+    @torch.no_grad()
+    def __init__(self, model: GazeViT, data: Data, seed: int) -> None:
+        assert model.glance is not None
+        assert data.boxes is not None
+        generator, view = torch.Generator().manual_seed(seed), model.glance.view
+        patches, valid, views, labels = [], [], [], []
+        for index in torch.arange(data.count).split(AT_ONCE // 10):
+            images, classes = data.batch(index, generator)
+            boxes = data.boxes(index)
+            centres = centre_of(boxes)[:, None].repeat(1, LOOKS, 1)
+            centres[:, 1::2, 0] *= -1
+            at = (centres + torch.randn(centres.shape, generator=generator) * JITTER).clamp(-1, 1)
+            sides = (images, images.flip(3))
+            looks = [model.tokens(sides[turn % 2], at[:, turn]) for turn in range(LOOKS)]
+            patches.append(torch.stack([(look.patches * 255).round().to(torch.uint8) for look in looks], dim=1))
+            valid.append(torch.stack([look.valid for look in looks], dim=1))
+            views.append(F.interpolate(images, (view, view), mode="bilinear", antialias=True))
+            labels.append(classes)
+        self.patches, self.valid, self.views = torch.cat(patches), torch.cat(valid), torch.cat(views)
+        self.labels, self.boxes = torch.cat(labels), data.boxes(torch.arange(data.count))
+
+    def drawn(self, index: Tensor, generator: torch.Generator) -> tuple[Gazed, Tensor, Tensor, Tensor]:
+        """Tokens at one of the gazes of each image, and views, boxes and labels. The boxes are those of the views."""
+        look = torch.randint(LOOKS, (len(index),), generator=generator)
+        patches, valid = self.patches[index, look] / 255, self.valid[index, look]
+        views, boxes = mirrored(self.views[index], self.boxes[index], generator)
+        return Gazed(patches, boxes[:, None].expand(-1, valid.shape[1], -1), valid), views, boxes, self.labels[index]
+
+
+def _begin(model: GazeViT, start: Path) -> None:
+    """Give a model the embedding and the ViT of another run."""
+    kept = Checkpoint.load(start / LAST).tensors
+    own = model.state_dict()
+    for name, value in own.items():
+        if name.startswith(("embed.", "reader.")):
+            other = kept.get(f"model.{name}")
+            if other is None or other.shape != value.shape:
+                raise ModelError(
+                    f"the run {str(start)!r} has no {name} of shape {tuple(value.shape)}: start with another"
+                )
+            own[name] = other
+    model.load_state_dict(own)
+
+
 @torch.no_grad()
-def cells_of(model: FoveaTer, data: Data, folder: Path) -> tuple[Tensor, tuple[int, int], Tensor]:
+def cells_of(model: FoveaTer, data: Data) -> tuple[Tensor, tuple[int, int], Tensor]:
     """What the backbone makes of all images to train with, float16, its grid, and the labels."""
     parts, labels, grid = [], [], (0, 0)
     for index in torch.arange(data.count).split(AT_ONCE // 25):
