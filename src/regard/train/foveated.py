@@ -68,7 +68,9 @@ def train_gaze(
         loss = loss + F.cross_entropy(read.logits, labels)
         return loss, (read.logits.argmax(dim=1) == labels).sum()
 
-    about = Checkpoint("gaze", arguments, settings(recipe, task=data.name, start=start and start.name), [])
+    about = Checkpoint(
+        "gaze", arguments, settings(recipe, task=data.name, start=start and start.name), [], labels=data.labels
+    )
     fit(model, step, data.count, recipe, folder, about, tell)
     return model
 
@@ -105,7 +107,7 @@ def train_foveater(
                 loss = loss + GUIDE * drawn(one.read.attention, target) / len(seen)
         return loss, (sums.argmax(dim=1) == labels).sum()
 
-    about = Checkpoint("foveater", arguments, settings(recipe, task=data.name), [])
+    about = Checkpoint("foveater", arguments, settings(recipe, task=data.name), [], labels=data.labels)
     fit(model, step, data.count, recipe, folder, about, tell)
     return model
 
@@ -120,7 +122,7 @@ def train_pervit(arguments: dict[str, Any], data: Data, recipe: Recipe, folder: 
         logits, _ = model(images)
         return F.cross_entropy(logits, labels), (logits.argmax(dim=1) == labels).sum()
 
-    about = Checkpoint("pervit", arguments, settings(recipe, task=data.name), [])
+    about = Checkpoint("pervit", arguments, settings(recipe, task=data.name), [], labels=data.labels)
     fit(model, step, data.count, recipe, folder, about, tell)
     return model
 
