@@ -17,7 +17,7 @@ from regard.mechanisms.avit import loss as avit_loss
 from regard.mechanisms.dynamic import KINDS, wrap
 from regard.mechanisms.dynamicvit import DynamicViT
 from regard.mechanisms.evit import EViT
-from regard.mechanisms.vit import StaticViT, checked_layers
+from regard.mechanisms.vit import StaticViT, checked_layers, highest
 
 CLASSES = 5
 
@@ -77,6 +77,11 @@ def headed(looker: Any, x: Tensor) -> Tensor:
     return (
         F.layer_norm(x[:, 0], x.shape[-1:], norm.weight, norm.bias, norm.eps) @ looker.head.weight.T + looker.head.bias
     )
+
+
+def test_the_highest_are_in_raster_order_and_ties_go_to_the_lower():
+    scores = torch.tensor([[1.0, 3.0, 2.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    assert highest(scores, 3).tolist() == [[1, 2, 3], [0, 1, 2]]
 
 
 # --- DynamicViT
@@ -152,9 +157,9 @@ def test_the_order_of_patches_changes_no_logit(monkeypatch):
     for kind, module in (("dynamicvit", dvit), ("evit", evit)):
         looker = tiny(kind)
         before = looker.look(images())
-        by_score = lambda score, valid, k: score.sort(dim=1, descending=True).indices[:, :k]  # noqa: E731
+        by_score = lambda score, k: score.sort(dim=1, descending=True).indices[:, :k]  # noqa: E731
         with monkeypatch.context() as patch:
-            patch.setattr(module, "top_slots", by_score)
+            patch.setattr(module, "highest", by_score)
             after = looker.look(images())
         torch.testing.assert_close(after.logits, before.logits, rtol=0, atol=1e-12)
         assert torch.equal(after.stages, before.stages)

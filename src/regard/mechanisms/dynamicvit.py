@@ -19,13 +19,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from regard.allocate._base import top_slots
 from regard.attention._base import joined
 from regard.attention.scaled import TransformerBlock
 from regard.attention.vision import VisionTransformer
 from regard.errors import ShapeError
 from regard.mechanisms.looker import Looked
-from regard.mechanisms.vit import ViTLooker, checked_layers, gathered, scattered
+from regard.mechanisms.vit import ViTLooker, checked_layers, gathered, highest, scattered
 
 
 class Predictor(nn.Module):
@@ -140,8 +139,7 @@ class DynamicViT(ViTLooker):
                 patches, predictor = x[:, first:], self.predictors[stage]
                 macs += patches.shape[1] * predictor.macs  # pyright: ignore
                 features = scattered(features, place, patches)
-                score = predictor(patches)[..., 0]
-                kept = top_slots(score, torch.ones_like(score, dtype=torch.bool), self.counts[stage])
+                kept = highest(predictor(patches)[..., 0], self.counts[stage])
                 x = torch.cat((x[:, :first], gathered(patches, kept)), dim=1)
                 place = place.gather(1, kept)
                 stages = stages.scatter(1, place, stage + 1)

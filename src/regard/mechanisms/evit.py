@@ -16,13 +16,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from regard.allocate._base import top_slots
 from regard.attention._base import attend, attention_weights, joined
 from regard.attention.scaled import TransformerBlock
 from regard.attention.vision import VisionTransformer
 from regard.errors import ShapeError
 from regard.mechanisms.looker import Looked
-from regard.mechanisms.vit import ViTLooker, checked_layers, gathered, scattered
+from regard.mechanisms.vit import ViTLooker, checked_layers, gathered, highest, scattered
 
 
 class EViT(ViTLooker):
@@ -68,7 +67,7 @@ class EViT(ViTLooker):
             x, attention = _attended(block, x) if depth in self.layers else (_plain(block, x), None)
             if attention is not None:
                 macs += x.shape[1] * self.dim
-                kept = self._kept(attention[:, first:])
+                kept = highest(attention[:, first:], math.ceil(self.keep * there))
                 features = scattered(features, place, x[:, first:])
                 place = place.gather(1, kept)
                 if kept.shape[1] < there:
@@ -82,10 +81,6 @@ class EViT(ViTLooker):
         each = torch.ones(batch, dtype=torch.long)
         exits, boxes = each * len(self.layers), self.boxes(batch)
         return Looked(self.classify(x), features, boxes, stages[:, :-1], exits, each * tokens, each * macs)
-
-    def _kept(self, attention: Float[Tensor, "b n"]) -> Int[Tensor, "b k"]:
-        valid = torch.ones_like(attention, dtype=torch.bool)
-        return top_slots(attention.detach(), valid, math.ceil(self.keep * attention.shape[1]))
 
 
 def cut(

@@ -140,6 +140,11 @@ def checked_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
     return chosen
 
 
+def highest(scores: Float[Tensor, "b n"], count: int) -> Int[Tensor, "b k"]:
+    """The places of the highest scores, ties to the lower place, in raster order."""
+    return scores.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values
+
+
 def gathered(x: Float[Tensor, "b n d"], index: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
     """The tokens at these places of each image."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
