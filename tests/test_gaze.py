@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from regard.errors import DataError, ModelError, ShapeError
@@ -106,6 +107,23 @@ def test_each_image_has_its_own_gaze_and_bytes_are_floats():
         alone = tokens(pixels[place : place + 1] / 255, gaze[place : place + 1])
         torch.testing.assert_close(together.patches[place], alone.patches[0])
         assert torch.equal(together.boxes[place], alone.boxes[0])
+
+
+def test_the_cost_does_not_grow_with_the_image():
+    """Nothing that is made on the way is as large as the image."""
+    tokens, sizes = GazeTokens(**SMALL), []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() != pixels.data_ptr():
+                sizes.append(out.untyped_storage().nbytes())
+            return out
+
+    pixels, gaze = torch.zeros(1, 1, 2000, 2000, dtype=torch.uint8), torch.zeros(1, 2)
+    with Sizes():
+        tokens(pixels, gaze)
+    assert 0 < max(sizes) < 4 * (2 * tokens.side) ** 2
 
 
 @pytest.mark.parametrize(

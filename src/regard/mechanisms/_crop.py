@@ -23,7 +23,8 @@ def windows(
     """The same, of the images' own kind. Rows are copied, of the nearest square inside and then of that one moved."""
     height, width = images.shape[2:]
     corner = corners(at, side, height, width)
-    images = F.pad(images, (0, max(side - width, 0), 0, max(side - height, 0)))
+    if min(height, width) < side:  # F.pad copies the whole image even where it adds nothing
+        images = F.pad(images, (0, max(side - width, 0), 0, max(side - height, 0)))
     inside = corner.clamp(min=0).minimum(corner.new_tensor((images.shape[3] - side, images.shape[2] - side)))
     edge = side // 2 + 1  # the place is in the image, so that no more than half of the square is outside
     moved = (corner - inside).clamp(-edge, edge) + edge
