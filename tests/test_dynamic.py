@@ -151,6 +151,18 @@ def test_dynamicvit_predicts_by_local_and_kept_global_halves():
     torch.testing.assert_close(predictor(x, policy)[:1, policy[0] > 0], gone)
 
 
+def test_dynamicvit_learns_where_nothing_goes_on():
+    looker = tiny("dynamicvit")
+    seen = looker(images(), decisions=torch.zeros(7, 3, 36, dtype=torch.bool))
+    plain = wrap(looker, "vit")
+    logits, tokens = plain(images())
+    found = dvit.loss(seen, torch.zeros(7).long(), (logits, tokens[:, 1:]), looker.shares)
+    found.backward()
+    assert bool(found.isfinite())
+    log_p = looker.predictors[0](torch.rand(2, 36, 16, dtype=torch.float64), torch.zeros(2, 36, dtype=torch.float64))
+    assert bool(log_p.isfinite().all())
+
+
 @torch.no_grad()
 def test_the_order_of_patches_changes_no_logit(monkeypatch):
     """The authors' code gathers by score."""

@@ -43,7 +43,8 @@ class Predictor(nn.Module):
         if policy is None:
             mean = far.mean(dim=1, keepdim=True)
         else:
-            mean = (far * policy[..., None]).sum(dim=1, keepdim=True) / policy.sum(dim=1)[:, None, None]
+            count = policy.sum(dim=1)[:, None, None].clamp(min=0.5)  # 0 where all have ended
+            mean = (far * policy[..., None]).sum(dim=1, keepdim=True) / count
         return self.decide(torch.cat((near, mean.expand_as(far)), dim=2)).log_softmax(dim=2)
 
     @property

@@ -70,7 +70,7 @@ def train(
     about = Checkpoint(
         kind,
         arguments,
-        settings(recipe, task=data.name, backbone=_digest(start), **losses),
+        settings(recipe, task=data.name, backbone=digest(start), **losses),
         [],
         labels=data.labels,
     )
@@ -112,7 +112,7 @@ def _step(forward: Forward, data: Data) -> Callable[[Tensor, torch.Generator, fl
     return step
 
 
-def _digest(state: Checkpoint) -> str:
+def digest(state: Checkpoint) -> str:
     """What tells the weights of one run from another's."""
     total = hashlib.sha256()
     for name in sorted(state.tensors):
