@@ -418,3 +418,16 @@ def test_what_cannot_be_wrapped_is_named():
 @pytest.mark.parametrize(("depth", "layers"), [(12, (3, 6, 9)), (8, (2, 4, 6)), (5, (1, 2, 3)), (2, (1,))])
 def test_layers_are_at_the_quarters(depth, layers):
     assert checked_layers(None, depth) == layers
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_all_that_is_made_is_where_the_weights_are(kind: Any):
+    """On a device without numbers, where mixing would be refused; what must read a number cannot be asked there."""
+    looker = tiny(kind).to("meta")
+    pixels = torch.rand(2, 1, 24, 24, device="meta", dtype=torch.float64)
+    if kind == "avit":
+        assert looker.embed(pixels).device.type == looker.boxes(2).device.type == "meta"
+        return
+    looked = looker.look(pixels)
+    for name in ("logits", "features", "boxes", "stages", "exits", "tokens", "macs"):
+        assert getattr(looked, name).device.type == "meta"

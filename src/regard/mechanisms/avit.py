@@ -95,10 +95,11 @@ class AViT(ViTLooker):
         x = self.embed(pixels)
         batch, count, _ = x.shape
         output, sums = torch.zeros_like(x), torch.zeros_like(x)
-        stages = torch.zeros(batch, count, dtype=torch.long)
-        exits, tokens, macs = (torch.zeros(batch, dtype=torch.long) for _ in range(3))
-        rows, place = torch.arange(batch), torch.arange(count).expand(batch, -1)
-        alive = torch.ones(batch, count, dtype=torch.bool)
+        stages = torch.zeros_like(x[..., 0], dtype=torch.long)
+        exits, tokens, macs = torch.zeros(3, batch, dtype=torch.long, device=x.device)
+        rows = torch.arange(batch, device=x.device)
+        place = torch.arange(count, device=x.device).expand(batch, -1)
+        alive = torch.ones_like(stages, dtype=torch.bool)
         total, left = torch.zeros_like(x[..., 0]), torch.ones_like(x[..., 0])
         for depth, block in enumerate(self.blocks):
             there = alive.sum(dim=1)

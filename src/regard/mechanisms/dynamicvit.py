@@ -132,7 +132,7 @@ class DynamicViT(ViTLooker):
         """
         x = self.embed(pixels)
         batch, first, macs, tokens = len(x), self.first, self.ends_macs(), 0
-        place = torch.arange(self.patch_count).expand(batch, -1)
+        place = torch.arange(self.patch_count, device=x.device).expand(batch, -1)
         stages, features = torch.zeros_like(place), x[:, first:]
         for depth, block in enumerate(self.blocks):
             if depth in self.layers:
@@ -148,7 +148,7 @@ class DynamicViT(ViTLooker):
             macs += self.block_macs(depth, x.shape[1])
             tokens += x.shape[1] - first
         features = scattered(features, place, x[:, first:])
-        each = torch.ones(batch, dtype=torch.long)
+        each = torch.ones(batch, dtype=torch.long, device=x.device)
         boxes = self.boxes(batch)
         return Looked(self.classify(x), features, boxes, stages, each * len(self.layers), each * tokens, each * macs)
 

@@ -58,9 +58,12 @@ class EViT(ViTLooker):
         """
         x = self.embed(pixels)
         batch, first, macs, tokens = len(x), self.first, self.ends_macs(), 0
-        nowhere = torch.full((batch, 1), self.patch_count)  # where a fused token stands, beside the patches
-        place = torch.arange(self.patch_count).expand(batch, -1)
-        stages, features = torch.zeros(batch, self.patch_count + 1, dtype=torch.long), F.pad(x[:, first:], (0, 0, 0, 1))
+        nowhere = torch.full(
+            (batch, 1), self.patch_count, device=x.device
+        )  # where a fused token stands, beside the patches
+        place = torch.arange(self.patch_count, device=x.device).expand(batch, -1)
+        features = F.pad(x[:, first:], (0, 0, 0, 1))
+        stages = torch.zeros_like(features[..., 0], dtype=torch.long)
         for depth, block in enumerate(self.blocks):
             there = x.shape[1] - first
             macs, tokens = macs + self.attention_macs(depth, x.shape[1]), tokens + there
@@ -78,7 +81,7 @@ class EViT(ViTLooker):
             x = block.fed(x)
             macs += self.feed_macs(depth, x.shape[1])
         features = scattered(features, place, x[:, first:])[:, :-1]
-        each = torch.ones(batch, dtype=torch.long)
+        each = torch.ones(batch, dtype=torch.long, device=x.device)
         exits, boxes = each * len(self.layers), self.boxes(batch)
         return Looked(self.classify(x), features, boxes, stages[:, :-1], exits, each * tokens, each * macs)
 

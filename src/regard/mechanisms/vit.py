@@ -69,7 +69,7 @@ class ViTLooker(Looker):
 
     def boxes(self, batch: int) -> Float[Tensor, "b n 4"]:
         """Of the patches, in raster order."""
-        side, step = self.vision.side, torch.arange(self.patch_count)
+        side, step = self.vision.side, torch.arange(self.patch_count, device=self.head.weight.device)
         corner = torch.stack((step % side, step // side), dim=1) / side
         return torch.cat((corner, corner + 1 / side), dim=1).expand(batch, -1, -1)
 
@@ -115,8 +115,8 @@ class StaticViT(ViTLooker):
     def look(self, pixels: Tensor, seed: int = 0) -> Looked:
         """stages: all 0. tokens: patches read, summed over the layers, as for those that drop some."""
         logits, x = self(pixels)
-        each = torch.ones(len(x), dtype=torch.long)
-        stages = torch.zeros(len(x), self.patch_count, dtype=torch.long)
+        each = torch.ones(len(x), dtype=torch.long, device=x.device)
+        stages = torch.zeros(len(x), self.patch_count, dtype=torch.long, device=x.device)
         side = self.vision.side * self.vision.patch_size
         return Looked(
             logits,
