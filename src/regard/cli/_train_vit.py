@@ -84,7 +84,7 @@ def avit(
     task: Task = "fashion",
     gate: Annotated[float, typer.Option(help="What the first channel is multiplied by.")] = 5.0,
     centre: Annotated[float, typer.Option(help="What is then taken from it.")] = 7.5,
-    ponder: Annotated[float, typer.Option(help="Weight of the loss of the depth.")] = 0.02,
+    ponder: Annotated[float, typer.Option(help="Weight of the loss of the depth.")] = 0.002,
     prior: Annotated[float, typer.Option(help="Weight of the loss of its distribution.")] = 0.1,
     epochs: Epochs = 5,
     seed: Seed = 0,
