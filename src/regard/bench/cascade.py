@@ -1,6 +1,7 @@
 """The cascade beside the same network that reads everything at the finest resolution: `regard bench cascade`.
 
-Both are trained by `regard train cascade`, the second with --stages 1. Thresholds are those that training saved, solved
+Both are trained by `regard train cascade`, the second with --stages 1, the best of them where there are several.
+Thresholds are those that training saved, solved
 on images held out; what is shown is of the test images. Times are of batches of 64 pictures, from pixels.
 """
 
@@ -44,13 +45,14 @@ def main(runs: Path, rounds: int = 9) -> None:
             found[state.settings["task"]].append(opened(folder, state, runs))
     rows, notes, tables = [], {}, {}
     for task, several in sorted(found.items()):
-        full = [run for run in several if run.model.stages == 1]
-        if full:
-            rows.append(Row(f"{task}: all at the finest resolution, accuracy", _mean(full[0].right[:, 0]), "%"))
+        whole = [run for run in several if run.model.stages == 1]
+        if whole:
+            full = max(whole, key=lambda run: _mean(run.right[:, 0]))
+            rows.append(Row(f"{task}: all at the finest resolution, accuracy", _mean(full.right[:, 0]), "%"))
             for run in several:
                 if run.model.stages > 1:
-                    rows += compared(task, run, full[0], rounds)
-                    tables[f"{run.name}: mean cost and accuracy"] = curve(run, full[0])
+                    rows += compared(task, run, full, rounds)
+                    tables[f"{run.name}: mean cost and accuracy"] = curve(run, full)
         notes |= {run.name: run.about for run in several}
     if not rows:
         line = f"regard train cascade --out {runs}/NAME, and one more with --stages 1"
