@@ -1,8 +1,8 @@
 """The cascade beside the same network that reads everything at the finest resolution: `regard bench cascade`.
 
 Both are trained by `regard train cascade`, the second with --stages 1, the best of them where there are several.
-Thresholds are those that training saved, solved
-on images held out; what is shown is of the test images. Times are of batches of 64 pictures, from pixels.
+Thresholds are those that training saved, solved on images held out; what is shown is of the test images. Times are of
+batches of 64 pictures, from pixels.
 """
 
 import json
