@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import skimage.data
+import torch
 from PIL import Image
 
 from regard import Record, __version__, cli
@@ -38,7 +39,7 @@ def test_look_prints_a_table_and_writes_the_report(regard, photo: Path, tmp_path
     folder = tmp_path / "regard-look"
     assert f"Open {folder.relative_to(tmp_path) / 'report.html'}" in out
     names = {file.name for file in folder.iterdir()}
-    allocators = ["cdpruner", "divprune", "grid", "pool", "random", "relevance", "top"]
+    allocators = ["cdpruner", "divprune", "fovea", "grid", "pool", "random", "relevance", "top"]
     assert names == {"record.json", "report.html", *(f"{q}-{a}.png" for q in (1, 2) for a in allocators)}
     record = Record.load(folder / "record.json")
     cat, drink = (look.allocation.spent()[0] for look in record.looks if look.allocator == "top")
@@ -51,6 +52,25 @@ def test_a_question_without_quotes_is_pointed_out(regard, photo: Path):
     code, _, err = regard("look", photo, "where", "is", "it", "--allocator", "grid")
     assert code == 0
     assert err == "regard: asking 3 questions of one word: put quotes around one question\n"
+
+
+def test_a_fixation_is_where_the_fovea_rests(regard, photo: Path):
+    line = ["look", photo, QUESTION, "--allocator", "fovea", "--json"]
+    (_, one, _), (_, other, _), (_, asked, _) = (
+        regard(*line, "--fixation", "0.1,0.9"),
+        regard(*line, "--fixation", "0.9,0.1"),
+        regard(*line),
+    )
+    looks = [Record.from_json(text).looks[0] for text in (one, other, asked)]
+    assert [look.fields["fixation"] for look in looks] == ["(0.1, 0.9)", "(0.9, 0.1)", None]
+    assert not torch.equal(looks[0].allocation.matrix(), looks[1].allocation.matrix())
+    for wrong, said in (("0.1", "must be x,y"), ("2,0", "from 0 to 1")):
+        code, _, err = regard(*line, "--fixation", wrong)
+        assert code == 2
+        assert said in err
+    code, _, err = regard("look", photo, QUESTION, "--allocator", "top", "--fixation", "0,0")
+    assert code == 2
+    assert "--fixation is for the allocator fovea" in err
 
 
 def test_json_and_quiet(regard, photo: Path):

@@ -53,7 +53,7 @@ def test_the_image_is_encoded_once_for_several_questions():
     record = regard.look(picture(), ["what is red", "what is blue"], budget=9, eye=eye)
     assert eye.looked == 1
     assert record.questions == ("what is red", "what is blue")
-    names = ["cdpruner", "divprune", "grid", "pool", "random", "relevance", "top"]
+    names = ["cdpruner", "divprune", "fovea", "grid", "pool", "random", "relevance", "top"]
     assert [look.allocator for look in record.looks] == names * 2
     assert {look.tokens_out for look in record.looks} == {9}
     assert {look.tokens_in for look in record.looks} == {187}

@@ -49,7 +49,7 @@ def test_every_family_looks_with_every_allocator(eye, folder, name):
     assert tokens.aligned is not None
     assert torch.allclose(tokens.aligned.norm(dim=2), torch.ones(1))
     record = regard.look(photo, ["where is the cat ?", "a cup of coffee"], budget=4, eye=looker)
-    fed = set(catalogue()) if tokens.grid else set(catalogue()) - {"grid", "pool", "relevance"}
+    fed = set(catalogue()) if tokens.grid else set(catalogue()) - {"fovea", "grid", "pool", "relevance"}
     assert {look.allocator for look in record.looks} == fed
     assert {look.tokens_out for look in record.looks} == {min(4, tokens.features.shape[1])}
     assert record.eye.startswith(name)

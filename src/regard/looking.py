@@ -27,6 +27,7 @@ def look(
     allocators: Sequence[str | Allocator] | None = None,
     eye: Eye | None = None,
     states: States | None = None,
+    fixation: tuple[float, float] | None = None,
     seed: int = 0,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Record:
@@ -34,12 +35,13 @@ def look(
 
     budget: tokens, or keep: the fraction of the image's tokens to keep (0.1 where neither is given). allocators: names
     or objects; by default every one that the eye can feed. eye: by default the embedded one. states: of the tensions
-    of `relevance` where it goes by its name. seed: for allocators that draw. progress: told the name of each stage as
-    it starts. Raises RegardError for what a user can mend.
+    of `relevance` where it goes by its name. fixation: where `fovea` rests, x and y in [0, 1], so too. seed: for
+    allocators that draw. progress: told the name of each stage as it starts. Raises RegardError for what a user can
+    mend.
     """
     questions = checked_questions(question)
     named = [allocators] if isinstance(allocators, str) else allocators
-    chosen = None if named is None else [made(a, seed, states) for a in named]
+    chosen = None if named is None else [made(a, seed, states, fixation) for a in named]
     check_amount(budget, keep)
     seconds: dict[str, float] = {}
     picture, preview = _timed(seconds, "read", progress, partial(read_picture, image))
@@ -49,7 +51,7 @@ def look(
     n = int(tokens.valid.sum())
     amount = budget if budget is not None else max(1, round((0.1 if keep is None else keep) * n))
     if chosen is None:
-        every = [made(name, seed, states) for name in catalogue()]
+        every = [made(name, seed, states, fixation) for name in catalogue()]
         chosen = [a for a in every if not missing_needs(a.needs, tokens, asked[0])]
     return Record(
         picture=preview,

@@ -54,15 +54,15 @@ def load(name: str, **fields: Any) -> Allocator:
         raise ModelError(f"allocator {name}: {error}") from error
 
 
-def made(allocator: Any, seed: int, states: States | None = None) -> Any:
-    """An allocator as it is, or the one of this name, which draws from `seed` if it draws and is held at `states` if it
-    has tensions.
+def made(allocator: Any, seed: int, states: States | None = None, fixation: tuple[float, float] | None = None) -> Any:
+    """An allocator as it is, or the one of this name, which draws from `seed` if it draws, is held at `states` if it
+    has tensions, and rests at `fixation` if it has one.
     """
     if not isinstance(allocator, str):
         return allocator
     loaded = load(allocator)
     has = {field.name for field in fields(loaded)}
-    given = {"seed": seed, **(asdict(states) if states else {})}
+    given = {"seed": seed, "fixation": fixation, **(asdict(states) if states else {})}
     return replace(loaded, **{name: value for name, value in given.items() if name in has})
 
 

@@ -23,6 +23,7 @@ from regard.cli._shared import (
     UsageError,
     check_allocators,
     check_writable,
+    checked_fixation,
     checked_states,
     console,
     names_in,
@@ -108,6 +109,9 @@ def look(
     scope: Annotated[str, State("scope")] = "auto",
     tempering: Annotated[str, State("tempering")] = "auto",
     prioritization: Annotated[str, State("prioritization")] = "auto",
+    fixation: Annotated[
+        str | None, typer.Option(help="Fovea: where the eye rests, x,y from 0 to 1.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="For allocators that draw.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -118,12 +122,14 @@ def look(
     names = names_in(allocator)
     _check_usage(questions, names)
     states = checked_states(scope, tempering, prioritization, names)
+    place = checked_fixation(fixation, names)
     check_writable(out)
     if len(questions) > 2 and not quiet and not any(" " in question.strip() for question in questions):
         typer.echo(f"regard: asking {len(questions)} questions of one word: put quotes around one question", err=True)
     with Progress(quiet) as stage:
         amount = {"budget": budget, "keep": keep}
-        record = look_at(image, questions, **amount, allocators=names, states=states, seed=seed, progress=stage)
+        given = {"states": states, "fixation": place}
+        record = look_at(image, questions, **amount, allocators=names, **given, seed=seed, progress=stage)
         stage("draw")
         written = write(record, out)
     if as_json:

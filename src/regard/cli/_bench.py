@@ -118,17 +118,3 @@ def cascade(
     from regard.bench.cascade import main
 
     main(runs, rounds)
-
-
-@bench.command()
-def cascade(
-    runs: Annotated[Path, typer.Option(help="Folder of folders that regard train cascade wrote.")] = Path("runs"),
-    rounds: Annotated[int, typer.Option(help="Of each timing.")] = 9,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    """The cascade beside reading everything at the finest resolution."""
-    if rounds < 1:
-        raise UsageError(f"--rounds must be at least 1, got {rounds}")
-    from regard.bench.cascade import main
-
-    main(runs, rounds)

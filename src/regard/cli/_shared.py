@@ -48,6 +48,22 @@ def checked_states(scope: str, tempering: str, prioritization: str, names: Itera
     return states
 
 
+def checked_fixation(text: str | None, names: Iterable[str] | None = None) -> tuple[float, float] | None:
+    """x,y as two numbers in [0, 1]. names: the allocators, None for all. Raises UsageError."""
+    if text is None:
+        return None
+    if names is not None and "fovea" not in (names := list(names)):
+        raise UsageError(f"--fixation is for the allocator fovea, which is not among {', '.join(names)}")
+    parts = text.split(",")
+    try:
+        x, y = (float(part) for part in parts)
+    except ValueError:
+        raise UsageError(f"--fixation must be x,y such as 0.3,0.7, got {text!r}") from None
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise UsageError(f"--fixation must be from 0 to 1 (0,0 is the top left), got {text!r}")
+    return x, y
+
+
 class Progress:
     """A line on stderr that names the stage at work, for people only."""
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from regard.cli._shared import Progress, UsageError, check_writable
+from regard.cli._shared import Progress, check_writable, checked_fixation
 
 
 def show(
@@ -25,7 +25,7 @@ def show(
     from regard.report.pictures import png
     from regard.train.checkpoint import looker
 
-    place = None if fixation is None else _place(fixation)
+    place = checked_fixation(fixation)
     check_writable(out)
     with Progress(quiet) as stage:
         stage("load")
@@ -38,15 +38,3 @@ def show(
     if not quiet and record.trace is not None:
         typer.echo(caption(record.trace))
         typer.echo(f"Open {out / 'path.png'} and {out / 'glimpses.png'} (animated)")
-
-
-def _place(text: str) -> tuple[float, float]:
-    """x,y as two numbers in [0, 1]. Raises UsageError."""
-    parts = text.split(",")
-    try:
-        x, y = (float(part) for part in parts)
-    except ValueError:
-        raise UsageError(f"--fixation must be x,y such as 0.3,0.7, got {text!r}") from None
-    if not (0 <= x <= 1 and 0 <= y <= 1):
-        raise UsageError(f"--fixation must be from 0 to 1 (0,0 is the top left), got {text!r}")
-    return x, y

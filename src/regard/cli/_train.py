@@ -35,6 +35,7 @@ def ram(
     scales: Annotated[int | None, typer.Option(help="Of a glimpse.", show_default="1, 3 or 4")] = None,
     std: Annotated[float, typer.Option(help="Of the policy, half an image being 1.")] = 0.1,
     core: Annotated[Literal["rectifier", "lstm"], typer.Option(help="Of the recurrence.")] = "rectifier",
+    policy: Annotated[Literal["learned", "random"], typer.Option(help="Where to look next.")] = "learned",
     epochs: Epochs = 100,
     seed: Seed = 0,
     batch: Batch = 128,
@@ -55,6 +56,7 @@ def ram(
         "scales": scales or {"mnist": 1, "cluttered-100": 4}.get(task, 3),
         "std": std,
         "core": core,
+        "policy": policy,
     }
     _run(task, folder, quiet, lambda data, tell: learn(arguments, data, recipe, folder, tell))
 
@@ -103,9 +105,8 @@ def _run(
     from regard.bench.tasks.data import data
     from regard.files import write_all
     from regard.report.curves import curves
-    from regard.train.checkpoint import Checkpoint
+    from regard.train.checkpoint import LAST, Checkpoint
     from regard.train.data import evaluate
-    from regard.train.loop import LAST
 
     check_writable(folder)
     with Progress(quiet) as stage:

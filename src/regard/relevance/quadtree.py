@@ -76,6 +76,18 @@ class Quadtree:
         rank[order] = torch.arange(len(order), device=order.device)
         return rank - self.begin[self.image] - 1
 
+    def groups(self, rank: Int[Tensor, " m"], budget: int, shape: torch.Size) -> Int[Tensor, "b n"]:
+        """The output that each token goes to with `budget` tokens an image (or as many as it has), -1 where padded.
+
+        rank: of the cuts, as `order` gives them. shape: (B, N).
+        """
+        made = rank < budget - 1
+        region = made.cumsum(0) - 1
+        region = region - region[self.begin[:-1].clamp(max=len(region) - 1)][self.image]
+        group = torch.full((shape.numel(),), -1, device=region.device)
+        group[self.token] = region
+        return group.view(shape)
+
     def _majorant(self, gains: Float[Tensor, " m"]) -> Int[Tensor, " m"]:
         """Slopes as whole numbers: no split's is over that of the split above it."""
         gains = gains.detach().clamp(min=0).masked_fill(~self.real, 0)

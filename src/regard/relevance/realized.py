@@ -111,12 +111,7 @@ class Realized:
 
     def groups(self, budget: int) -> Int[Tensor, "b n"]:
         """The output that each token goes to with `budget` tokens an image (or as many as it has), -1 where padded."""
-        made = self.rank < budget - 1
-        region = made.cumsum(0) - 1
-        region = region - region[self.tree.begin[:-1].clamp(max=len(region) - 1)][self.tree.image]
-        group = torch.full((self.detail.numel(),), -1, device=region.device)
-        group[self.tree.token] = region
-        return group.view_as(self.detail)
+        return self.tree.groups(self.rank, budget, self.detail.shape)
 
     @property
     def allocation(self) -> Allocation:
