@@ -21,8 +21,6 @@ def data(name: str, told: Told | None = None) -> Data:
         return _fashion(told)
     if name == "search":
         return _search(told)
-    if name == "fashion":
-        return _fashion(told)
     from regard.bench.tasks.digits import cluttered, mnist
 
     images = mnist(told=told)
@@ -74,20 +72,4 @@ def _search(told: Told | None) -> Data:
         CLASSES,
         boxes=lambda index: seen.boxes[index],
         test_boxes=unseen.boxes,
-    )
-
-
-def _fashion(told: Told | None) -> Data:
-    """Clothes, moved by up to two pixels and mirrored in training."""
-    from regard.bench.tasks.fashion import CLASSES, fashion
-
-    images = fashion(told=told)
-    train = images.train[:, None]
-    return Data(
-        "fashion",
-        len(train),
-        lambda index, generator: (jittered(train[index], generator), images.train_labels[index]),
-        images.test[:, None],
-        images.test_labels,
-        tuple(CLASSES),
     )
