@@ -16,6 +16,8 @@ from demo import photos  # pyright: ignore[reportAttributeAccessIssue]  # a fold
 from PIL import Image
 from torch import Tensor, nn
 
+from regard.bench.readme import generated
+
 FOLDER, PAGE = Path("docs") / "attention", Path("docs") / "attention.md"
 SIDE, DIM, HEADS = 12, 48, 4
 HEAD = """# The attention layers
@@ -30,6 +32,14 @@ references.
 The pictures are the weights, mean over heads, of layers with random parameters that read {tokens} patches of one photo
 (`python examples/attention_pictures.py`): they show who may see whom, and how evenly, not what a trained layer looks
 at. A row is a query.
+"""
+TAIL = """## Time and memory
+
+Ours beside the reference, with the same weights and inputs, in turn: the median of the ratio of neighbours, its 95 %
+interval in brackets, and after it what the reference measures over itself in the same run. Below 1 ours takes less.
+
+<!-- figures: layers -->
+<!-- end -->
 """
 
 
@@ -103,7 +113,7 @@ def page() -> str:
         before = name
         about = inspect.cleandoc(getattr(module, kind).__doc__ or "")
         parts.append(f"**`{kind}`**: {about}\n\n![{kind}](attention/{kind}.png)\n")
-    return "\n".join(parts)
+    return generated("\n".join([*parts, TAIL]), Path("results"))
 
 
 def main() -> None:
