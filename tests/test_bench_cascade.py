@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from regard.bench import cascade as bench
+from regard.bench.tasks.held import held_task, search
 from regard.errors import DataError
 from regard.mechanisms.cascade import Cascade
 from regard.train.cascade import sizes, train
-from regard.train.held import held_task, search
 from regard.train.loop import Recipe
 from test_cascade import ARGUMENTS, task
 
@@ -50,8 +50,8 @@ def test_without_runs_it_says_what_to_run(tmp_path):
 
 
 def test_search_is_read_once(tmp_path, monkeypatch):
+    from regard.bench.tasks import held
     from regard.bench.tasks import search as module
-    from regard.train import held
 
     calls = []
 

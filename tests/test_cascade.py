@@ -12,7 +12,7 @@ from regard.mechanisms._salient import Salient
 from regard.mechanisms.cascade import Cascade, loss
 from regard.mechanisms.stems import PixelStem
 from regard.train.cascade import answers, sizes, solve, train
-from regard.train.held import Held
+from regard.train.data import Held
 from regard.train.loop import Recipe
 
 

@@ -4,6 +4,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_what_was_read_is_lit_and_the_rest_dark(record):
 
 
 def test_the_animation_adds_one_stage_after_the_other(record):
-    film = Image.open(io.BytesIO(animation(record)))
+    film: Any = Image.open(io.BytesIO(animation(record)))
     assert film.n_frames == 4  # three glimpses, and what it made of them
     assert film.info.get("loop") == 0
     first, last = record.boxes[0], record.boxes[2]

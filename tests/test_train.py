@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from regard.train.data import Data, evaluate
 from regard.train.loop import Recipe, fit, settings
 from regard.train.recurrent import train
 
-ARGUMENTS = {"classes": 3, "glimpses": 2, "glimpse": 3, "hidden": 8}
+ARGUMENTS: dict[str, Any] = {"classes": 3, "glimpses": 2, "glimpse": 3, "hidden": 8}
 
 
 def toy(slow: float = 0.0) -> Data:

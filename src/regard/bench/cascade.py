@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from regard.bench.results import Row, medians, provenance, publish
+from regard.bench.tasks.held import held_task, pixels_of_test
 from regard.errors import DataError
 from regard.mechanisms.cascade import Cascade
 from regard.mechanisms.exits import confidence, exits, for_cost
 from regard.train.cascade import answers
 from regard.train.checkpoint import LAST, Checkpoint
-from regard.train.held import Held, held_task, pixels_of_test
+from regard.train.data import Held
 
 BATCH = 64
 TIMED = {"fashion": 10, "search": 1}  # batches that are timed

@@ -79,9 +79,9 @@ def cascade(
     debug: Debug = False,
 ) -> None:
     """CF-ViT: coarse to fine, with early exits; their thresholds by images held out. Tasks: fashion, search."""
+    from regard.bench.tasks.held import held_task
     from regard.train.cascade import sizes
     from regard.train.cascade import train as learn
-    from regard.train.held import held_task
     from regard.train.loop import Recipe
 
     folder = out or Path(f"regard-cascade-{task}")

@@ -15,7 +15,7 @@ from regard.errors import DataError
 from regard.mechanisms.cascade import Cascade, loss
 from regard.mechanisms.exits import confidence, for_accuracy, for_cost
 from regard.train.checkpoint import LAST, Checkpoint
-from regard.train.held import Held
+from regard.train.data import Held
 from regard.train.loop import Recipe, fit, settings
 
 AT_ONCE = 250  # images

@@ -30,6 +30,14 @@ class Data:
     test_boxes: Float[Tensor, "n 4"] | None = field(default=None, kw_only=True)
 
 
+@dataclass(frozen=True, eq=False)
+class Held(Data):
+    """A task with images held out of training, as `batch` gives them, and their labels."""
+
+    held: Tensor
+    held_labels: Tensor
+
+
 def evaluate(model: Looker, data: Data, seed: int = 0) -> dict[str, float]:
     """Over all test images: test_error in percent, and the mean macs, tokens and exit of an image."""
     wrong, macs, tokens, exits = 0, 0.0, 0.0, 0.0

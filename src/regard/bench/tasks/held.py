@@ -5,7 +5,6 @@ photo of 512 x 512; a frozen stem reads each image once, into files that the nex
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from regard.bench.tasks.fetching import Told
 from regard.errors import DataError
 from regard.files import write_whole
 from regard.mechanisms.cascade import Cascade
-from regard.train.data import Data, jittered
+from regard.train.data import Held, jittered
 
 HELD = 5000
 SEARCH = {"train": 2000, "held": 500, "test": 800}  # images
@@ -26,14 +25,6 @@ SIDE = 512  # pixels, of the search task
 
 _SEED = 2203
 _CHUNK = 50  # images of a file
-
-
-@dataclass(frozen=True, eq=False)
-class Held(Data):
-    """A task with images held out, as `batch` gives them, and their labels."""
-
-    held: Tensor
-    held_labels: Tensor
 
 
 def fashion(told: Told | None = None) -> Held:
