@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from regard.cli._shared import Progress, check_writable
+from regard.errors import ModelError
 
 train = typer.Typer(no_args_is_help=True, help="Train a mechanism that looks; an interrupted run goes on.")
 
+SMALL = ("mnist", "fashion")  # 28 x 28
 Task = Annotated[str, typer.Option(help="What to learn from.")]
 Epochs = Annotated[int, typer.Option(help="Passes over the training images.")]
 Seed = Annotated[int, typer.Option(help="Decides weights, order and draws.")]
@@ -29,9 +31,12 @@ def _root() -> None:
 
 @train.command()
 def ram(
-    task: Task = "mnist",
+    task: Annotated[
+        Literal["mnist", "fashion", "translated", "cluttered", "cluttered-100"],
+        typer.Option(help="What to learn from."),
+    ] = "mnist",
     glimpses: Annotated[int, typer.Option(help="Of one image.")] = 6,
-    glimpse: Annotated[int | None, typer.Option(help="Pixels of its side.", show_default="8, 12 off mnist")] = None,
+    glimpse: Annotated[int | None, typer.Option(help="Pixels of its side.", show_default="8, 12 on canvases")] = None,
     scales: Annotated[int | None, typer.Option(help="Of a glimpse.", show_default="1, 3 or 4")] = None,
     std: Annotated[float, typer.Option(help="Of the policy, half an image being 1.")] = 0.1,
     core: Annotated[Literal["rectifier", "lstm"], typer.Option(help="Of the recurrence.")] = "rectifier",
@@ -44,7 +49,7 @@ def ram(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """RAM: glimpses, and a policy for where the next is. Tasks: mnist, translated, cluttered, cluttered-100."""
+    """RAM: glimpses, and a policy for where the next is."""
     from regard.train.loop import Recipe
     from regard.train.recurrent import train as learn
 
@@ -52,8 +57,8 @@ def ram(
     recipe = Recipe(epochs, seed, batch, rate)
     arguments = {
         "glimpses": glimpses,
-        "glimpse": glimpse or (8 if task == "mnist" else 12),
-        "scales": scales or {"mnist": 1, "cluttered-100": 4}.get(task, 3),
+        "glimpse": glimpse if glimpse is not None else 8 if task in SMALL else 12,
+        "scales": scales if scales is not None else {"cluttered-100": 4}.get(task, 1 if task in SMALL else 3),
         "std": std,
         "core": core,
         "policy": policy,
@@ -132,6 +137,11 @@ def _run(
         "epochs": len(history),
         **provenance(),
     }
-    write_all(folder, {"curves.png": curves(history), "metrics.json": json.dumps(metrics, indent=1) + "\n"})
+    files: dict[str, str | bytes] = {"metrics.json": json.dumps(metrics, indent=1) + "\n"}
+    try:
+        files["curves.png"] = curves(history)
+    except ModelError as error:
+        typer.echo(f"regard: no curves.png: {error}", err=True)
+    write_all(folder, files)
     if not quiet:
         typer.echo(f"test error {figures['test_error']:.2f} %, {figures['macs'] / 1e6:.2f} M MACs an image: {folder}")

@@ -1,0 +1,78 @@
+"""docs/mechanisms.md and its pictures: where each trained mechanism looks, on one boot and on one photo.
+
+`python examples/mechanism_pictures.py RUNS`: RUNS is a folder of what `regard train` wrote. Each looks at an image
+of the task that it was trained on, but not at one that it was trained with.
+"""
+
+import inspect
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from regard.bench.readme import generated
+from regard.report.glimpses import path
+from regard.train.checkpoint import looker
+
+FOLDER, PAGE = Path("docs") / "mechanisms", Path("docs") / "mechanisms.md"
+PARTS = (  # module, its run, the results that are shown below it
+    ("recurrent", "ram-fashion", "ram"),
+    ("cascade", "cascade-fashion", "cascade"),
+    ("dynamicvit", "dynamicvit-fashion", "dynamic"),
+    ("avit", "avit-fashion", None),
+    ("evit", "evit-fashion", None),
+    ("pervit", "pervit-fashion", None),
+    ("gaze_vit", "gaze-search", "foveated"),
+    ("foveated", "foveater-search", None),
+)
+HEAD = """# The mechanisms that look
+
+Each is a `regard.mechanisms.looker.Looker`: a classifier that chooses where to look. For a batch, `look(pixels)` gives
+the class, the regions that were read and at which stage, the fixations, the exit, and the tokens and
+multiply-accumulates spent on each image; `see(image)` gives the same of one image as a `Seen` with its Record.
+`regard train` trains one from nothing, `regard show` draws where it looks. The multiply-accumulates that it counts are
+those that are measured, an image's result does not depend on its neighbours, and a seed decides all that is drawn: one
+contract holds for all (`tests/test_lookers.py`).
+
+The pictures are of one boot of Fashion-MNIST's test images, and of one photo of the search task, by the runs that the
+figures are of (`python examples/mechanism_pictures.py RUNS`). Lit is what was read, framed in the colour of the stage
+at which it was; dark is what was not.
+"""
+
+
+def images() -> dict[str, Image.Image]:
+    """By task: an image that nothing was trained on."""
+    from regard.bench.tasks.fashion import fashion
+    from regard.bench.tasks.search import search
+
+    photo = search(1, 512, 11, "test").images[0].permute(1, 2, 0).numpy()
+    return {
+        "fashion": Image.fromarray(np.asarray(fashion().test[0])),
+        "search": Image.fromarray(photo),
+    }
+
+
+def main() -> None:
+    """Write docs/mechanisms.md and docs/mechanisms/MODULE.png."""
+    runs, shown, parts = Path(sys.argv[1]), images(), [HEAD]
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, run, results in PARTS:
+        module = import_module(f"regard.mechanisms.{name}")
+        title, _, rest = inspect.cleandoc(module.__doc__ or "").partition("\n")
+        parts.append(f"## {name.replace('_', ' ')}\n\n{title}\n{rest}\n")
+        found = sorted(runs.glob(f"{run}*"))
+        if found:
+            model, labels = looker(found[0])
+            picture = path(model.see(shown[run.rpartition("-")[2]], labels).record)
+            picture.quantize(128).save(FOLDER / f"{name}.png", optimize=True)
+            parts.append(f"![Where {model.name} looks](mechanisms/{name}.png)\n")
+            print(name, picture.size)
+        if results and (Path("results") / f"{results}.json").exists():
+            parts.append(f"<!-- figures: {results} -->\n<!-- end -->\n")
+    PAGE.write_text(generated("\n".join(parts), Path("results")))
+
+
+if __name__ == "__main__":
+    main()
