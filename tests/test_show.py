@@ -71,6 +71,7 @@ def test_the_caption_says_what_and_at_what_cost(record):
     assert f"{trace.tokens} tokens" in text
     assert "of all" in text
     assert trace.answer in "wxyz"
+    assert "1.29 G MACs" in caption(replace(trace, macs=1_290_000_000))
     other = replace(trace, macs_full=0)
     assert "of all" not in caption(other)
 

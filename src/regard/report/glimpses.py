@@ -53,7 +53,8 @@ def caption(trace: Trace) -> str:
     """What it made of the image, and what it took."""
     share = f", {trace.macs / trace.macs_full:.0%} of all" if trace.macs_full else ""
     best = max(trace.probabilities)
-    took = f"{trace.tokens} tokens, {trace.macs / 1e6:.3g} M MACs{share}"
+    macs = f"{trace.macs / 1e9:.2f} G" if trace.macs >= 1e9 else f"{trace.macs / 1e6:.3g} M"
+    took = f"{trace.tokens} tokens, {macs} MACs{share}"
     return f"{trace.mechanism}: {trace.answer} ({best:.0%}) at stage {trace.exit + 1}; {took}"
 
 
