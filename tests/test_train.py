@@ -133,6 +133,16 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last(tmp_path):
     assert all(bool(value.isfinite().all()) for value in values.values())
 
 
+def test_weights_that_broke_in_the_last_step_are_not_kept(tmp_path):
+    def step(model, index, generator, done):
+        loss, right = plain(model, index, generator, done)
+        return (loss + (model.weight * 0).sqrt().sum() if 0.4 < done < 0.6 else loss), right  # 0, of no finite gradient
+
+    with pytest.raises(ModelError, match=r"weights are not finite at the end of epoch 2: .* is of epoch 1"):
+        fitted(tmp_path, step)
+    assert len(losses(tmp_path)) == 1
+
+
 def test_nan_at_once_says_that_nothing_is_there(tmp_path):
     with pytest.raises(ModelError, match="step 1 of epoch 1: nothing was written yet"):
         fitted(tmp_path, lambda m, i, g, d: (m.weight.sum() * float("inf"), torch.tensor(0)))

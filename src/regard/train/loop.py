@@ -9,7 +9,7 @@ import io
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,8 @@ def fit(
 
     step(index, generator, done) gives the mean loss of a batch and how many of it were right; index: the places of its
     samples among `count`; done: the share of all steps that are made. about: kind, arguments and settings of the run.
-    tell(epoch, samples, loss, accuracy): called for every step. Raises ModelError where a loss is not finite, and
-    DataError where the folder holds another run.
+    tell(epoch, samples, loss, accuracy): called for every step. Raises ModelError where a loss or a weight is not
+    finite, and DataError where the folder holds another run.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=recipe.decay, fused=True)
     state = _found(folder, about)
@@ -83,10 +83,7 @@ def fit(
             loss, hits = step(index, generator, done)
             value = loss.item()
             if not math.isfinite(value):
-                kept = f"{str(folder / LAST)!r} is of epoch {epoch}" if epoch else "nothing was written yet"
-                raise ModelError(
-                    f"the loss is {value} at step {number + 1} of epoch {epoch + 1}: {kept}; try a lower --rate"
-                )
+                raise _broken(f"the loss is {value} at step {number + 1} of epoch {epoch + 1}", folder, epoch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if recipe.clip:
@@ -94,6 +91,8 @@ def fit(
             optimizer.step()
             losses, right, seen = losses + value * len(index), right + int(hits), seen + len(index)
             tell(epoch + 1, seen, losses / seen, right / seen)
+        if not all(bool(value.isfinite().all()) for value in model.parameters()):
+            raise _broken(f"weights are not finite at the end of epoch {epoch + 1}", folder, epoch)
         row = {"epoch": epoch + 1, "loss": losses / seen, "accuracy": right / seen}
         state = state.holding(model, optimizer, {**row, "seconds": round(time.perf_counter() - start, 2)})
         state.save(folder / LAST)
@@ -119,7 +118,12 @@ def _found(folder: Path, about: Checkpoint) -> Checkpoint:
     if other or there.keys() != asked.keys():
         different = ", ".join(other) or "other settings"
         raise DataError(f"{str(folder)!r} holds a run with {different}: choose another --out, or remove it")
-    return state
+    return replace(state, labels=about.labels)
+
+
+def _broken(what: str, folder: Path, epoch: int) -> ModelError:
+    kept = f"{str(folder / LAST)!r} is of epoch {epoch}" if epoch else "nothing was written yet"
+    return ModelError(f"{what}: {kept}; try a lower --rate")
 
 
 def _csv(history: list[dict[str, float]]) -> str:
