@@ -31,6 +31,7 @@ bench: $(READY)
 	$(BIN)/python -m regard.bench.shorten
 	$(BIN)/python -m regard.bench.relevance
 	$(BIN)/regard bench allocators
+	$(BIN)/regard bench layers
 	$(BIN)/python -m regard.bench.tasks.mosaic
 	$(BIN)/python -m regard.bench.readme
 

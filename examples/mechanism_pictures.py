@@ -17,15 +17,15 @@ from regard.report.glimpses import path
 from regard.train.checkpoint import looker
 
 FOLDER, PAGE = Path("docs") / "mechanisms", Path("docs") / "mechanisms.md"
-PARTS = (  # module, its run, the results that are shown below it
-    ("recurrent", "ram-fashion", "ram"),
-    ("cascade", "cascade-fashion", "cascade"),
-    ("dynamicvit", "dynamicvit-fashion", "dynamic"),
-    ("avit", "avit-fashion", None),
-    ("evit", "evit-fashion", None),
-    ("pervit", "pervit-fashion", None),
-    ("gaze_vit", "gaze-search", "foveated"),
-    ("foveated", "foveater-search", None),
+PARTS = (  # module, its run, the task, and the results that are shown below it
+    ("recurrent", "ram-fashion-0", "fashion", "ram"),
+    ("cascade", "cascade-fashion-2-0", "fashion", "cascade"),
+    ("dynamicvit", "dynamicvit-fashion-0", "fashion", "dynamic"),
+    ("avit", "avit-fashion-0", "fashion", None),
+    ("evit", "evit-fashion-0", "fashion", None),
+    ("pervit", "foveated/pervit-peripheral-0", "fashion", None),
+    ("gaze_vit", "foveated/gaze", "search", "foveated"),
+    ("foveated", "foveated/foveater", "search", None),
 )
 HEAD = """# The mechanisms that look
 
@@ -38,7 +38,8 @@ contract holds for all (`tests/test_lookers.py`).
 
 The pictures are of one boot of Fashion-MNIST's test images, and of one photo of the search task, by the runs that the
 figures are of (`python examples/mechanism_pictures.py RUNS`). Lit is what was read, framed in the colour of the stage
-at which it was; dark is what was not.
+at which it was; dark is what was not. An error of RAM is that of the mean of ten runs over an image; that of one run,
+which is what six glimpses alone can tell, stands below it.
 """
 
 
@@ -58,19 +59,17 @@ def main() -> None:
     """Write docs/mechanisms.md and docs/mechanisms/MODULE.png."""
     runs, shown, parts = Path(sys.argv[1]), images(), [HEAD]
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for name, run, results in PARTS:
+    for name, run, task, results in PARTS:
         module = import_module(f"regard.mechanisms.{name}")
         title, _, rest = inspect.cleandoc(module.__doc__ or "").partition("\n")
+        model, labels = looker(runs / run)
+        picture = path(model.see(shown[task], labels).record)
+        picture.quantize(128).save(FOLDER / f"{name}.png", optimize=True)
         parts.append(f"## {name.replace('_', ' ')}\n\n{title}\n{rest}\n")
-        found = sorted(runs.glob(f"{run}*"))
-        if found:
-            model, labels = looker(found[0])
-            picture = path(model.see(shown[run.rpartition("-")[2]], labels).record)
-            picture.quantize(128).save(FOLDER / f"{name}.png", optimize=True)
-            parts.append(f"![Where {model.name} looks](mechanisms/{name}.png)\n")
-            print(name, picture.size)
+        parts.append(f"![Where {model.name} looks](mechanisms/{name}.png)\n")
         if results and (Path("results") / f"{results}.json").exists():
             parts.append(f"<!-- figures: {results} -->\n<!-- end -->\n")
+        print(name, model.name, picture.size)
     PAGE.write_text(generated("\n".join(parts), Path("results")))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from regard.errors import DataError
 from regard.files import write_whole
 
-DOCUMENTS = ("README.md", "docs/attention.md", "docs/selectors.md", "docs/relevance.md")
+DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("attention", "mechanisms", "relevance", "selectors")))
 _BLOCK = re.compile(r"(<!-- (?:figures|table): ([^\s/]+)(?:/(\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -7,8 +7,8 @@
 
 A location is (x, y) in [-1, 1], (-1, -1) the top left corner. The class learns by cross-entropy through glimpse and
 core; the location net alone by REINFORCE, with reward 1 for the right class and a baseline W h_t that learns the mean
-reward (`loss`). Ours differs in that a glimpse is one gather for the whole batch, whose cost does not depend on the
-size of the image.
+reward (`loss`). Ours differs in that the glimpses of a whole batch are cut at once, at a cost that does not depend on
+the size of the image, and in that it may look several times: a class has the mean probability of these runs.
 """
 
 import math
