@@ -30,6 +30,7 @@ PAPER = {  # task, glimpses: the first version's error, that of NIPS, and what m
     ("cluttered", 6): (5.88, 4.08, 5.88),
     ("cluttered-100", 8): (10.83, 8.11, None),
 }
+COPIES = 10
 CANVASES = (60, 100, 400, 1600)
 
 
@@ -41,9 +42,11 @@ def main(runs: Path) -> None:
         if (folder / "metrics.json").exists():
             state = Checkpoint.load(folder / LAST)
             if state.kind == "ram":
-                key = (state.settings["task"], state.arguments["glimpses"], state.arguments.get("policy", "learned"))
+                policy = state.arguments.get("policy", "learned")
+                alike = json.dumps({**state.arguments, **state.settings, "seed": 0, "policy": policy}, sort_keys=True)
+                key = (state.settings["task"], state.arguments["glimpses"], policy, alike)
                 metrics = json.loads((folder / "metrics.json").read_text())
-                found[key].append((metrics["test_error"], one_run(state)))
+                found[key].append(errors(state))
                 notes[folder.name] = {**state.arguments, **state.settings, "seconds": metrics["seconds"]}
     if not found:
         raise DataError(f"{str(runs)!r} holds no finished run of RAM: run regard train ram --out {runs}/NAME")
@@ -51,8 +54,8 @@ def main(runs: Path) -> None:
     publish("ram", f"regard bench ram --runs {runs}", [*rows, *costs()], made, notes=notes)
 
 
-def _error_rows(key: tuple[str, int, str], errors: list[tuple[float, float]]) -> list[Row]:
-    task, glimpses, policy = key
+def _error_rows(key: tuple[str, int, str, str], errors: list[tuple[float, float]]) -> list[Row]:
+    task, glimpses, policy, _ = key
     first, nips, must = PAPER.get((task, glimpses), (None, None, None))
     seeds = f", mean of {len(errors)} seeds" if len(errors) > 1 else ""
     name = f"{task}, {glimpses} glimpses{'' if policy == 'learned' else ', random policy'}{seeds}"
@@ -62,15 +65,19 @@ def _error_rows(key: tuple[str, int, str], errors: list[tuple[float, float]]) ->
     return [Row(f"{name}{paper}", float(mean), "% error", target), Row(f"{name}, one run", float(single), "% error")]
 
 
-def one_run(state: Checkpoint) -> float:
-    """The error in percent of one run of each image, not the mean of ten."""
+def errors(state: Checkpoint) -> tuple[float, float]:
+    """In percent, of the mean of ten runs and of one run of each image, every image and run with draws of its own."""
     model, given = RecurrentAttention(**state.arguments), data(state.settings["task"])
     state.restore(model)
-    wrong = 0
+    count, wrong = len(given.test), torch.zeros(2)
+    draws = noise(COPIES * count, model.glimpses, torch.Generator().manual_seed(0)).unflatten(0, (COPIES, count))
     with torch.no_grad():
-        for images, labels in zip(given.test.split(AT_ONCE), given.test_labels.split(AT_ONCE), strict=True):
-            wrong += int((model.look(images, copies=1).logits.argmax(dim=1) != labels).sum())
-    return 100 * wrong / len(given.test)
+        for place in torch.arange(count).split(AT_ONCE):
+            runs = torch.stack([model(given.test[place], draw[place]).logits.softmax(dim=1) for draw in draws])
+            for kind, seen in enumerate((runs.mean(dim=0), runs[0])):
+                wrong[kind] += (seen.argmax(dim=1) != given.test_labels[place]).sum()
+    ten, one = (100 * wrong / count).tolist()
+    return ten, one
 
 
 def costs() -> list[Row]:

@@ -73,7 +73,7 @@ def fit(
         state.restore(model, optimizer)
     steps = -(-count // recipe.batch)
     for epoch in range(state.epoch, recipe.epochs):
-        generator = torch.Generator().manual_seed(1_000_003 * recipe.seed + epoch)
+        generator = torch.Generator().manual_seed((1_000_003 * recipe.seed + epoch) % 2**63)
         start, losses, right, seen = time.perf_counter(), 0.0, 0, 0
         model.train()
         for number, index in enumerate(torch.randperm(count, generator=generator).split(recipe.batch)):
