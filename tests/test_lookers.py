@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import regard.mechanisms
 from regard.attention.vision import VisionTransformer
-from regard.errors import ShapeError
+from regard.errors import ModelError, ShapeError
 from regard.mechanisms.avit import AViT
 from regard.mechanisms.cascade import Cascade
 from regard.mechanisms.dynamicvit import DynamicViT
@@ -157,6 +157,8 @@ def test_the_record_is_whole(looker):
     assert record.trace.macs > 0
     assert record.trace.macs_full > 0
     assert abs(sum(record.trace.probabilities) - 1) < 1e-4
+    with pytest.raises(ModelError, match="expected names for"):
+        it.see(Image.fromarray(array), labels=("one",))
     assert record.trace.answer in {str(k) for k in range(len(record.trace.probabilities))}
 
 

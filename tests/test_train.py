@@ -89,8 +89,10 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     recipe = Recipe(epochs=1, batch=8)
     train(ARGUMENTS, toy(), recipe, tmp_path)
     before = (tmp_path / LAST).stat().st_mtime_ns
+    (tmp_path / "history.csv").unlink()  # as after an end between the two files
     train(ARGUMENTS, toy(), recipe, tmp_path)
     assert (tmp_path / LAST).stat().st_mtime_ns == before
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(

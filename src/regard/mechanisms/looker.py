@@ -88,6 +88,8 @@ class Looker(nn.Module, ABC):
             else:
                 looked = self.eval().look_at(pixels, torch.tensor([fixation]) * 2 - 1, seed)
         seconds = time.perf_counter() - start
+        if labels and len(labels) != looked.logits.shape[1]:
+            raise ModelError(f"expected names for {looked.logits.shape[1]} classes, got {len(labels)}")
         kept = looked.stages[0] >= 0
         tokens = VisualTokens(looked.features[:, kept], looked.boxes[:, kept])
         fixations = () if looked.fixations is None else tuple(map(tuple, looked.fixations[0].tolist()))

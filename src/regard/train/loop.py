@@ -71,6 +71,7 @@ def fit(
     state = _found(folder, about)
     if state.epoch:
         state.restore(model, optimizer)
+        write_all(folder, {"history.csv": _csv(state.history)})
     steps = -(-count // recipe.batch)
     for epoch in range(state.epoch, recipe.epochs):
         generator = torch.Generator().manual_seed((1_000_003 * recipe.seed + epoch) % 2**63)
