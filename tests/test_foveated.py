@@ -168,7 +168,7 @@ def test_a_fixation_from_outside_is_used():
     assert not torch.allclose(looked.logits, model.look(pixels).logits)
     for wrong, match in ((at * 2, r"in \[-1, 1\]"), (at[:1], "fixations must be floats")):
         with pytest.raises(ShapeError, match=match):
-            model.look(pixels, fixations=wrong)
+            model.look_at(pixels, wrong)
 
 
 @torch.no_grad()
@@ -180,7 +180,7 @@ def test_the_twin_reads_every_cell_once():
     assert int(looked.tokens) == 5 * 7
     assert looked.fixations is None
     with pytest.raises(ModelError, match="takes no fixation"):
-        twin.look(torch.rand(1, 1, 70, 100), fixations=torch.zeros(1, 2))
+        twin.look_at(torch.rand(1, 1, 70, 100), torch.zeros(1, 2))
 
 
 @torch.no_grad()
@@ -204,3 +204,16 @@ def test_what_cannot_be_built_is_named():
         FoveaTer(inhibit=0)
     with pytest.raises(ModelError, match="no backbone"):
         FoveaTer(backbone="resnet")  # pyright: ignore
+
+
+@torch.no_grad()
+def test_places_are_the_images_where_cells_reach_beyond_it():
+    """40 pixels are two and a half cells of 16: their edges are at 0.4 and 0.8 of the image."""
+    model = FoveaTer(4, 1, dim=8, depth=1, heads=2, regions="all").eval()
+    boxes = model.look(torch.rand(1, 1, 40, 40)).boxes[0]
+    torch.testing.assert_close(boxes[:, 0].unique(), torch.tensor((0.0, 0.4, 0.8)))
+    torch.testing.assert_close(boxes[:, 2].unique(), torch.tensor((0.4, 0.8, 1.0)))
+    model = FoveaTer(4, 1, dim=8, depth=1, heads=2, glimpses=1).eval()
+    looked = model.look_at(torch.rand(2, 1, 40, 72), torch.tensor([[0.5, -1.0], [1.0, 1.0]]))
+    assert looked.fixations is not None
+    torch.testing.assert_close(looked.fixations[:, 0], torch.tensor([[0.75, 0.0], [1.0, 1.0]]))

@@ -152,7 +152,7 @@ def small(**others):
 def test_a_gaze_that_is_given_is_used():
     model, pixels = small(), torch.rand(2, 3, 60, 60)
     gaze = torch.tensor([[0.5, -0.5], [-0.4, 0.8]])
-    looked = model.look(pixels, fixations=gaze)
+    looked = model.look_at(pixels, gaze)
     assert looked.fixations is not None
     torch.testing.assert_close(looked.fixations[:, 0], (gaze + 1) / 2)
     assert looked.tokens.tolist() == [12, 12]
@@ -167,13 +167,13 @@ def test_a_gaze_that_is_given_is_used():
 @pytest.mark.parametrize("wrong", [torch.zeros(2, 3), torch.zeros(1, 2), torch.zeros(2, 2).long(), [[0, 0]] * 2])
 def test_wrong_fixations_are_named(wrong):
     with pytest.raises(ShapeError, match="fixations must be floats"):
-        small().look(torch.rand(2, 3, 20, 20), fixations=wrong)
+        small().look_at(torch.rand(2, 3, 20, 20), wrong)
 
 
 @pytest.mark.parametrize("value", [1.01, -1.5, float("nan")])
 def test_fixations_outside_are_named(value):
     with pytest.raises(ShapeError, match=r"in \[-1, 1\]"):
-        small().look(torch.rand(1, 3, 20, 20), fixations=torch.tensor([[0.0, value]]))
+        small().look_at(torch.rand(1, 3, 20, 20), torch.tensor([[0.0, value]]))
 
 
 @torch.no_grad()
@@ -186,7 +186,7 @@ def test_the_twin_reads_every_token_once():
     areas = (looked.boxes[0, :, 2:] - looked.boxes[0, :, :2]).prod(dim=1)
     torch.testing.assert_close(areas.sum(), torch.tensor(1.0))
     with pytest.raises(ModelError, match="takes no fixation"):
-        model.look(torch.rand(1, 3, 20, 20), fixations=torch.zeros(1, 2))
+        model.look_at(torch.rand(1, 3, 20, 20), torch.zeros(1, 2))
     with pytest.raises(ModelError, match="takes no gaze"):
         model.predict(torch.rand(1, 3, 20, 20))
 

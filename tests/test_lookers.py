@@ -143,6 +143,7 @@ def test_bytes_are_floats_over_255(looker):
     it, side = looker
     images = pixels(it, side, 2)
     torch.testing.assert_close(it.look(images).logits, it.look(images / 255).logits)
+    torch.testing.assert_close(it.look(images).logits, it.look(images.double() / 255).logits.float())
 
 
 def test_the_record_is_whole(looker):

@@ -18,7 +18,6 @@ from regard.errors import DataError
 from regard.mechanisms.dynamic import KINDS, Kind, wrap
 from regard.mechanisms.looker import Looked, Looker
 from regard.train.checkpoint import LAST, Checkpoint, looker
-from regard.train.dynamic import digest
 
 POINTS, SHARE, FOLLOWS = "<= 0.5", "<= 0.63", "<= 1.15"
 SINGLES = 8  # images that are read one by one
@@ -33,7 +32,7 @@ def main(runs: Path, rounds: int = 15) -> None:
         if (folder / "metrics.json").exists()
     }
     found = {name: state for name, state in found.items() if state.kind in KINDS}
-    plain = {digest(state): name for name, state in found.items() if "backbone" not in state.settings}
+    plain = {state.digest: name for name, state in found.items() if "backbone" not in state.settings}
     groups = {
         name: [other for other, s in found.items() if s.settings.get("backbone") == d] for d, name in plain.items()
     }

@@ -20,7 +20,7 @@ from regard.mechanisms.gaze_vit import centre_of
 from regard.mechanisms.looker import Looked, Looker
 from regard.train.data import Data
 from regard.train.foveated import train_foveater, train_gaze, train_pervit
-from regard.train.loop import Recipe
+from regard.train.loop import Recipe, for_transformers
 
 SEEDS = (0, 1, 2)
 AT_ONCE = 50
@@ -41,7 +41,7 @@ class Run:
 
 
 def recipe(epochs: int, batch: int, rate: float = 1e-3, seed: int = 0) -> Recipe:
-    return Recipe(epochs, seed, batch, rate, decay=0.05, warmup=min(1, epochs / 2), clip=1.0)
+    return for_transformers(epochs, seed, batch, rate)
 
 
 RUNS = {

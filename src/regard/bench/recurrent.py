@@ -18,7 +18,7 @@ from torch import Tensor
 from regard.bench.results import Row, medians, provenance, publish
 from regard.bench.tasks.data import data
 from regard.errors import DataError
-from regard.mechanisms.recurrent import RecurrentAttention, loss, noise, retina
+from regard.mechanisms.recurrent import COPIES, RecurrentAttention, loss, noise, retina
 from regard.train.checkpoint import LAST, Checkpoint
 from regard.train.data import AT_ONCE, Data
 
@@ -30,7 +30,6 @@ PAPER = {  # task, glimpses: the first version's error, that of NIPS, and what m
     ("cluttered", 6): (5.88, 4.08, 5.88),
     ("cluttered-100", 8): (10.83, 8.11, None),
 }
-COPIES = 10
 CANVASES = (60, 100, 400, 1600)
 
 

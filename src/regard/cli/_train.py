@@ -87,10 +87,10 @@ def cascade(
     from regard.bench.tasks.held import held_task
     from regard.train.cascade import sizes
     from regard.train.cascade import train as learn
-    from regard.train.loop import Recipe
+    from regard.train.loop import for_transformers
 
     folder = out or Path(f"regard-cascade-{task}")
-    recipe = Recipe(epochs, seed, batch, rate, decay=0.05, warmup=min(1, epochs / 2), clip=1.0)
+    recipe = for_transformers(epochs, seed, batch, rate)
     arguments = sizes(task, stages, keep, reuse)
     cache = folder.parent / "search-features"
     _run(

@@ -1,14 +1,11 @@
 """`regard train gaze`, `foveater` and `pervit`, which read finely where they look and coarsely elsewhere."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from regard.cli._train import Batch, Debug, Epochs, Out, Quiet, Rate, Seed, Task, _run, train
-
-if TYPE_CHECKING:
-    from regard.train.loop import Recipe
 
 Dim = Annotated[int, typer.Option(help="Width.")]
 Depth = Annotated[int, typer.Option(help="Blocks.")]
@@ -34,9 +31,10 @@ def gaze(
 ) -> None:
     """Twenty tokens about a gaze, which is given or predicted. Tasks: search."""
     from regard.train.foveated import train_gaze
+    from regard.train.loop import for_transformers
 
     folder = out or Path(f"regard-gaze-{task}")
-    recipe = _recipe(epochs, seed, batch, rate)
+    recipe = for_transformers(epochs, seed, batch, rate)
     arguments = {"dim": dim, "depth": depth, "heads": heads, "view": view, "reading": reading}
     _run(task, folder, quiet, lambda data, tell: train_gaze(arguments, data, recipe, folder, tell, start))
 
@@ -63,9 +61,10 @@ def foveater(
 ) -> None:
     """FoveaTer: fixates where its class token attends to, until it is sure. Tasks: search."""
     from regard.train.foveated import train_foveater
+    from regard.train.loop import for_transformers
 
     folder = out or Path(f"regard-foveater-{task}")
-    recipe = _recipe(epochs, seed, batch, rate)
+    recipe = for_transformers(epochs, seed, batch, rate)
     arguments = {"dim": dim, "depth": depth, "heads": heads, "glimpses": glimpses, "threshold": threshold}
     arguments |= {"regions": regions, "backbone": backbone}
     _run(task, folder, quiet, lambda data, tell: train_foveater(arguments, data, recipe, folder, tell))
@@ -89,14 +88,9 @@ def pervit(
 ) -> None:
     """PerViT: each head learns which distances it attends to. Tasks of 28 x 28: fashion, mnist."""
     from regard.train.foveated import train_pervit
+    from regard.train.loop import for_transformers
 
     folder = out or Path(f"regard-pervit-{task}")
-    recipe = _recipe(epochs, seed, batch, rate)
+    recipe = for_transformers(epochs, seed, batch, rate)
     arguments = {"dim": dim, "depth": depth, "heads": heads, "patch": patch, "attention": attention}
     _run(task, folder, quiet, lambda data, tell: train_pervit(arguments, data, recipe, folder, tell))
-
-
-def _recipe(epochs: int, seed: int, batch: int, rate: float) -> "Recipe":
-    from regard.train.loop import Recipe
-
-    return Recipe(epochs, seed, batch, rate, decay=0.05, warmup=min(1, epochs / 2), clip=1.0)

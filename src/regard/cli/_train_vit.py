@@ -32,10 +32,10 @@ def vit(
         _from("vit", backbone, {}, task, (epochs, seed, batch, rate), out, quiet)
         return
     from regard.train.dynamic import train_backbone
-    from regard.train.loop import Recipe
+    from regard.train.loop import for_transformers
 
     folder = out or Path(f"regard-vit-{task}")
-    recipe = Recipe(epochs, seed, batch, rate, decay=0.05, warmup=min(1, epochs / 2), clip=1.0)
+    recipe = for_transformers(epochs, seed, batch, rate)
     sizes = {"dim": dim, "depth": depth, "heads": heads, "hidden": 4 * dim}
     arguments = {"vision": {"image_size": 28, "channels": 1, "patch_size": patch, **sizes}, "classes": 10}
     _run(task, folder, quiet, lambda data, tell: train_backbone(arguments, data, recipe, folder, tell))

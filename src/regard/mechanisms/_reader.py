@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from regard.attention._base import attention_weights, joined, split
-from regard.attention.scaled import ACTIVATIONS, TransformerBlock
+from regard.attention._base import attention_weights, joined
+from regard.attention.scaled import TransformerBlock
 from regard.errors import ShapeError
 
 
@@ -48,11 +48,9 @@ class ClassReader(nn.Module):
         for block in blocks:
             x = block(x, valid)
         attention, mask = last.attention, None if valid is None else valid[:, None, None]
-        q, k, v = attention.qkv(last.norm1(x)).chunk(3, dim=-1)
-        q, k, v = (split(part, attention.heads) for part in (q[:, :1], k, v))
-        weights = attention_weights(q, k, mask)
-        y = x[:, :1] + attention.out(joined(weights @ v))
-        y = y + last.narrow(ACTIVATIONS[last.activation](last.widen(last.norm2(y))))
+        q, k, v = attention.projected(last.norm1(x))
+        weights = attention_weights(q[:, :, :1], k, mask)
+        y = last.fed(last.attended(x[:, :1], attention.out(joined(weights @ v))))
         return Read(self.classify(self.norm(y[:, 0])), weights[:, :, 0, 1:].mean(dim=1), x[:, 1:])
 
     def macs(self, count: int) -> int:

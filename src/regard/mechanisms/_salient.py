@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from regard.attention._base import attend, attention_weights, joined
-from regard.attention.scaled import ACTIVATIONS, TransformerBlock
+from regard.attention.scaled import TransformerBlock
 from regard.errors import ShapeError
 
 
@@ -49,13 +49,12 @@ class Salient(nn.Module):
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, TransformerBlock)
             inner = block.attention
-            q, k, v = inner.qkv(block.norm1(x)).unflatten(-1, (3, inner.heads, -1)).permute(2, 0, 3, 1, 4)
+            q, k, v = inner.projected(block.norm1(x))
             if salient and layer >= self.first:
                 with torch.no_grad():
                     row = attention_weights(q[:, :, :1], k).mean(dim=1)[:, 0]
                 saliency = self.smoothing * saliency + (1 - self.smoothing) * row
-            x = x + inner.out(joined(attend(q, k, v)))
-            x = x + block.narrow(ACTIVATIONS[block.activation](block.widen(block.norm2(x))))
+            x = block.fed(block.attended(x, inner.out(joined(attend(q, k, v)))))
         x = self.norm(x)
         return Stage(self.classify(x[:, 0]), x[:, 1:], saliency[:, 1:])
 

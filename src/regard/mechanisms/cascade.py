@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from regard.errors import ShapeError
 from regard.mechanisms._salient import Salient, Stage
 from regard.mechanisms.exits import confidence
-from regard.mechanisms.looker import Looked, Looker, check_pixels
+from regard.mechanisms.looker import Looked, Looker, check_pixels, floats_of
 from regard.mechanisms.stems import EmbeddedStem, PixelStem, Stem
 
 
@@ -215,14 +215,14 @@ class Cascade(Looker):
         return self.stem(self._coarse(pixels)), lambda rows, *what: self._crops(pixels[rows], *what)
 
     def _coarse(self, pixels: Tensor) -> Tensor:
-        return F.avg_pool2d(_floats(pixels), 2 ** (self.stages - 1))
+        return F.avg_pool2d(floats_of(pixels, self.positions), 2 ** (self.stages - 1))
 
     def _crops(self, pixels: Tensor, stage: int, parents: Int[Tensor, "b k"]) -> Float[Tensor, "b k 4 f"]:
         """The stem's features of the four patches of a stage that each of these patches of the one before becomes."""
         grid, rows = self.grids[stage - 1], torch.arange(len(pixels), device=pixels.device)[:, None]
         blocks = pixels.unflatten(3, (grid, -1)).unflatten(2, (grid, -1))
         crops = blocks[rows, :, parents // grid, :, parents % grid].flatten(0, 1)
-        coarser = F.avg_pool2d(_floats(crops), 2 ** (self.stages - 1 - stage))
+        coarser = F.avg_pool2d(floats_of(crops, self.positions), 2 ** (self.stages - 1 - stage))
         return self.stem(coarser).unflatten(0, parents.shape)
 
     def _begin(self, features: Float[Tensor, "b n f"]) -> Tokens:
@@ -273,7 +273,3 @@ def loss(logits: Sequence[Float[Tensor, "b k"]], labels: Int[Tensor, " b"]) -> F
     for early in logits[:-1]:
         found = found + F.kl_div(early.log_softmax(dim=1), goal, reduction="batchmean", log_target=True)
     return found
-
-
-def _floats(pixels: Tensor) -> Tensor:
-    return pixels / 255 if pixels.dtype == torch.uint8 else pixels

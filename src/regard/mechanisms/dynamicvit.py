@@ -88,7 +88,7 @@ class DynamicViT(ViTLooker):
             raise ShapeError(f"keep must be a share in (0, 1], got {keep}")
         self.eps = eps
         self.shares = [keep**stage for stage in range(1, len(self.layers) + 1)]
-        self.counts = [max(1, int(self.patch_count * share)) for share in self.shares]
+        self.counts = [max(1, int(self.patch_count * share + 1e-9)) for share in self.shares]
         self.predictors = nn.ModuleList([Predictor(self.dim) for _ in self.layers])
 
     def forward(

@@ -70,7 +70,7 @@ class EViT(ViTLooker):
             x, attention = _attended(block, x) if depth in self.layers else (_plain(block, x), None)
             if attention is not None:
                 macs += x.shape[1] * self.dim
-                kept = highest(attention[:, first:], math.ceil(self.keep * there))
+                kept = highest(attention[:, first:], math.ceil(self.keep * there - 1e-9))
                 features = scattered(features, place, x[:, first:])
                 place = place.gather(1, kept)
                 if kept.shape[1] < there:

@@ -23,7 +23,7 @@ from regard.errors import ModelError, ShapeError
 from regard.eyes.efficientnet import MIDDLE, EfficientNetLite0
 from regard.mechanisms._reader import ClassReader, Read, positions
 from regard.mechanisms._regions import Pooled, about, count_of, held, pooled, regions
-from regard.mechanisms.looker import Looked, Looker, check_fixations, check_pixels
+from regard.mechanisms.looker import Looked, Looker, check_fixations, check_pixels, floats_of
 
 STRIDE = 16  # pixels of a cell's side
 
@@ -123,7 +123,7 @@ class FoveaTer(Looker):
     def features(self, pixels: Tensor) -> tuple[Float[Tensor, "b n c"], tuple[int, int]]:
         """What the backbone makes of pixels, cells in raster order, and the grid (h, w). Once for all fixations."""
         check_pixels(pixels, self.channels)
-        maps = self.backbone(pixels / 255 if pixels.dtype == torch.uint8 else pixels)
+        maps = self.backbone(floats_of(pixels, self.project.weight))
         return maps.flatten(2).transpose(1, 2), (maps.shape[2], maps.shape[3])
 
     def glimpse(self, cells: Float[Tensor, "b n c"], grid: tuple[int, int], at: Float[Tensor, "b 2"]) -> Glimpse:
@@ -156,10 +156,19 @@ class FoveaTer(Looker):
             past = torch.cat((past, self.next(seen[-1], past)[0][:, None]), dim=1)
         return seen
 
-    def look(self, pixels: Tensor, seed: int = 0, fixations: Float[Tensor, "b 2"] | None = None) -> Looked:
-        """fixations: (B, 2), where each image is looked at first, x and y in [-1, 1]; by default its middle."""
+    def look(self, pixels: Tensor, seed: int = 0) -> Looked:
+        """First at the middle of each image."""
+        return self._looked_from(pixels, None)
+
+    def look_at(self, pixels: Tensor, fixations: Float[Tensor, "b 2"], seed: int = 0) -> Looked:
+        """First at these places. Raises ShapeError, and ModelError for the twin."""
+        return self._looked_from(pixels, fixations)
+
+    def _looked_from(self, pixels: Tensor, fixations: Float[Tensor, "b 2"] | None) -> Looked:
         cells, grid = self.features(pixels)
-        return self.look_on(cells, grid, self.backbone.macs(pixels.shape[2], pixels.shape[3]), fixations)
+        height, width = pixels.shape[2:]
+        share = (width / (STRIDE * grid[1]), height / (STRIDE * grid[0]))
+        return self.look_on(cells, grid, self.backbone.macs(height, width), fixations, share)
 
     def look_on(
         self,
@@ -167,13 +176,17 @@ class FoveaTer(Looker):
         grid: tuple[int, int],
         macs: int,
         fixations: Float[Tensor, "b 2"] | None = None,
+        share: tuple[float, float] = (1.0, 1.0),
     ) -> Looked:
-        """As `look`, at what the backbone made of the pixels before, for so many multiply-accumulates an image."""
+        """As `look` and `look_at`, at what the backbone made of the pixels before, for so many multiply-accumulates an
+        image. share: of the grid's width and height that the image fills, the rest being beyond its edges.
+        """
         batch = len(cells)
         if fixations is not None and self.kind == "all":
             raise ModelError("the twin that reads all cells takes no fixation: look without one")
         at = cells.new_zeros(batch, 2) if fixations is None else fixations
         check_fixations(at, batch)
+        at = (at + 1) * at.new_tensor(share) - 1  # places on the grid from here on
         past, active, turns, sums = at[:, None], torch.arange(batch), [], torch.zeros(())
         for turn in range(self.glimpses):
             seen = self.glimpse(cells, grid, past[:, -1])
@@ -185,11 +198,7 @@ class FoveaTer(Looker):
                 break
             past = torch.cat((past, following[:, None]), dim=1)[on]
             active, cells, sums = active[on], cells[on], sums[on]
-        return self._looked(turns, batch, grid, macs)
-
-    def look_at(self, pixels: Tensor, fixations: Float[Tensor, "b 2"], seed: int = 0) -> Looked:
-        """As `look`, first at these places."""
-        return self.look(pixels, seed, fixations)
+        return self._looked(turns, batch, grid, macs, share)
 
     def glimpse_macs(self, cells: int) -> int:
         """Multiply-accumulates of one fixation: of the transformer, and of what comes before it."""
@@ -202,7 +211,12 @@ class FoveaTer(Looker):
         return self.backbone.macs(height, width) + cells * self.project.weight.numel() + self.reader.macs(cells)
 
     def _looked(
-        self, turns: list[tuple[Tensor, Glimpse, Tensor]], batch: int, grid: tuple[int, int], macs: int
+        self,
+        turns: list[tuple[Tensor, Glimpse, Tensor]],
+        batch: int,
+        grid: tuple[int, int],
+        macs: int,
+        share: tuple[float, float],
     ) -> Looked:
         """turns: the images that looked in each, what they saw, and their logits after it."""
         first, count = turns[0][1], turns[0][1].regions.sizes.shape[1]
@@ -217,13 +231,14 @@ class FoveaTer(Looker):
             features[active, turn], boxes[active, turn] = seen.read.tokens, held(seen.region, count, grid)
             stages[active, turn] = torch.where(seen.regions.sizes > 0, turn, -1)
             fixations[active, turn] = (seen.at + 1) / 2
+        whole = boxes.new_tensor(share)
         return Looked(
             logits,
             features.flatten(1, 2),
-            boxes.flatten(1, 2),
+            (boxes / whole.repeat(2)).clamp(0, 1).flatten(1, 2),
             stages.flatten(1),
             exits,
             (stages >= 0).sum(dim=(1, 2)),
             macs + (exits + 1) * self.glimpse_macs(grid[0] * grid[1]),
-            None if self.kind == "all" else fixations,
+            None if self.kind == "all" else (fixations / whole).clamp(0, 1),
         )

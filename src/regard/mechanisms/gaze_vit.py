@@ -15,13 +15,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from regard.errors import ModelError, ShapeError
 from regard.mechanisms._reader import ClassReader, Read, positions
 from regard.mechanisms.gaze import Gazed, GazeTokens
-from regard.mechanisms.looker import Looked, Looker, check_fixations, check_pixels
+from regard.mechanisms.looker import Looked, Looker, check_fixations, check_pixels, floats_of
 from regard.tokens import grid_boxes
 
 GRID = 8  # cells of a side that a glance has scores for
@@ -127,10 +127,10 @@ class GazeViT(Looker):
 
     def read(self, gazed: Gazed) -> Read:
         """What the ViT makes of tokens."""
-        x = self.embed(gazed.patches.flatten(2) * 2 - 1)
+        x = self.embed(gazed.patches.flatten(2).to(self.embed.weight) * 2 - 1)
         if self.slots is not None:
             return self.reader(x + self.slots, gazed.valid)
-        return self.reader(x + positions((gazed.boxes[0, :, :2] + gazed.boxes[0, :, 2:]) / 2, self.reader.dim))
+        return self.reader(x + positions((gazed.boxes[..., :2] + gazed.boxes[..., 2:]) / 2, self.reader.dim))
 
     def predict(self, pixels: Tensor) -> Glanced:
         """Where to look, from the image at low resolution. Raises ModelError for the twin."""
@@ -138,8 +138,15 @@ class GazeViT(Looker):
             raise ModelError("the twin that reads all tokens takes no gaze: make it with reading='gaze'")
         return self.glance(pixels)
 
-    def look(self, pixels: Tensor, seed: int = 0, fixations: Float[Tensor, "b 2"] | None = None) -> Looked:
-        """fixations: (B, 2), x and y in [-1, 1]; predicted where there are none. Raises ShapeError."""
+    def look(self, pixels: Tensor, seed: int = 0) -> Looked:
+        """At the gaze that is predicted; the twin everywhere."""
+        return self._looked(pixels, None)
+
+    def look_at(self, pixels: Tensor, fixations: Float[Tensor, "b 2"], seed: int = 0) -> Looked:
+        """Each image at its place, x and y in [-1, 1]. Raises ShapeError, and ModelError for the twin."""
+        return self._looked(pixels, fixations)
+
+    def _looked(self, pixels: Tensor, fixations: Float[Tensor, "b 2"] | None) -> Looked:
         check_pixels(pixels, self.channels)
         batch, guessed = len(pixels), 0
         macs = self.full_macs(*pixels.shape[2:])
@@ -164,10 +171,6 @@ class GazeViT(Looker):
             None if fixations is None else (fixations[:, None] + 1) / 2,
         )
 
-    def look_at(self, pixels: Tensor, fixations: Float[Tensor, "b 2"], seed: int = 0) -> Looked:
-        """As `look`, at these places."""
-        return self.look(pixels, seed, fixations)
-
     def full_macs(self, height: int, width: int) -> int:
         """Of the twin."""
         side = self.tokens.token * self.tokens.strides[0]
@@ -180,7 +183,7 @@ class GazeViT(Looker):
         """All tokens of the finest stride; at the edges 0 is added."""
         token, stride = self.tokens.token, self.tokens.strides[0]
         side, (height, width) = token * stride, pixels.shape[2:]
-        whole = F.avg_pool2d(F.pad(_floats(pixels), (0, -width % side, 0, -height % side)), stride)
+        whole = F.avg_pool2d(F.pad(floats_of(pixels, self.embed.weight), (0, -width % side, 0, -height % side)), stride)
         cells = whole.unflatten(3, (-1, token)).unflatten(2, (-1, token))
         rows, columns = cells.shape[2], cells.shape[4]
         patches = cells.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
@@ -196,7 +199,3 @@ def centre_of(boxes: Float[Tensor, "b 4"]) -> Float[Tensor, "b 2"]:
 
 def _edges(side: int, step: int, cells: int) -> Float[Tensor, " n"]:
     return torch.arange(cells + 1).mul(step).clamp(max=side) / side
-
-
-def _floats(pixels: Int[Tensor, "..."] | Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    return pixels / 255 if pixels.dtype == torch.uint8 else pixels

@@ -132,6 +132,11 @@ def check_pixels(pixels: Tensor, channels: int, side: int | None = None) -> None
         raise ShapeError(f"pixels must be uint8, or floats in [0, 1], got {pixels.dtype}")
 
 
+def floats_of(pixels: Tensor, like: Tensor) -> Tensor:
+    """Pixels as floats in [0, 1], of the kind of `like`."""
+    return pixels.to(like.dtype) / 255 if pixels.dtype == torch.uint8 else pixels.to(like.dtype)
+
+
 def check_fixations(fixations: Tensor, batch: int) -> None:
     """Raise ShapeError unless fixations are floats (B, 2), x and y in [-1, 1]."""
     if not isinstance(fixations, Tensor) or fixations.shape != (batch, 2) or not fixations.is_floating_point():

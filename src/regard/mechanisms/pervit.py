@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from regard.attention.peripheral import PeripheralAttention
 from regard.attention.scaled import MultiHeadAttention
 from regard.errors import ModelError, ShapeError
-from regard.mechanisms.looker import Looked, Looker, check_pixels
+from regard.mechanisms.looker import Looked, Looker, check_pixels, floats_of
+from regard.tokens import grid_boxes
 
 Kind = Literal["peripheral", "plain"]
 
@@ -92,8 +93,7 @@ class PerViT(Looker):
     def forward(self, pixels: Tensor) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b n d"]]:
         """Logits, and the tokens after the last norm. pixels: uint8, or floats in [0, 1]."""
         check_pixels(pixels, self.channels, self.side)
-        floats = pixels / 255 if pixels.dtype == torch.uint8 else pixels
-        x = self.stem(floats * 2 - 1).flatten(2).transpose(1, 2)
+        x = self.stem(floats_of(pixels, self.classify.weight) * 2 - 1).flatten(2).transpose(1, 2)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
@@ -103,13 +103,12 @@ class PerViT(Looker):
         """Every token, in every block; stages are all 0."""
         logits, x = self(pixels)
         batch, count, _ = x.shape
-        step, (rows, columns) = torch.arange(count), self.grid
-        corner = torch.stack((step % columns, step // columns), dim=1) / rows
+        edges = torch.linspace(0, 1, self.grid[0] + 1)
         each = torch.ones(batch, dtype=torch.long)
         return Looked(
             logits,
             x,
-            torch.cat((corner, corner + 1 / rows), dim=1).expand(batch, -1, -1),
+            grid_boxes(edges, edges).expand(batch, -1, -1),
             torch.zeros(batch, count, dtype=torch.long),
             each * 0,
             each * count,

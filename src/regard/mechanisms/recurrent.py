@@ -24,6 +24,8 @@ from regard.errors import ShapeError
 from regard.mechanisms._crop import windows
 from regard.mechanisms.looker import Looked, Looker, check_fixations, check_pixels
 
+COPIES = 10  # runs over an image whose probabilities are averaged
+
 
 def retina(
     images: Float[Tensor, "b c h w"] | Int[Tensor, "b c h w"], at: Float[Tensor, "b 2"], size: int, scales: int
@@ -128,7 +130,7 @@ class RecurrentAttention(Looker):
             self.classify(hidden), torch.stack(locations, dim=1), torch.stack(states, dim=1), stacked[0], stacked[1]
         )
 
-    def look(self, pixels: Tensor, seed: int = 0, copies: int = 10) -> Looked:
+    def look(self, pixels: Tensor, seed: int = 0, copies: int = COPIES) -> Looked:
         """Look `copies` times, with other first locations and draws each, the same for all images: a class has the mean
         of its probabilities, and the glimpses are those of the first copy.
         """
@@ -137,7 +139,7 @@ class RecurrentAttention(Looker):
     def look_at(self, pixels: Tensor, fixations: Float[Tensor, "b 2"], seed: int = 0) -> Looked:
         """As `look`, with the first glimpse of every copy at these places."""
         check_fixations(fixations, len(pixels))
-        return self._looked(pixels, noise(10, self.glimpses, torch.Generator().manual_seed(seed)), fixations)
+        return self._looked(pixels, noise(COPIES, self.glimpses, torch.Generator().manual_seed(seed)), fixations)
 
     def _looked(self, pixels: Tensor, draws: Float[Tensor, "c t 2"], first: Float[Tensor, "b 2"] | None) -> Looked:
         check_pixels(pixels, self.channels)
@@ -167,16 +169,18 @@ class RecurrentAttention(Looker):
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one run over one image: products of its linear layers."""
-        linear = [one for one in self.modules() if isinstance(one, nn.Linear)]
-        once = {id(self.classify): 1, id(self.locate): self.glimpses - 1, id(self.expect): self.glimpses - 1}
-        total = sum(one.weight.numel() * once.get(id(one), self.glimpses) for one in linear)
-        core = self.core.weight_ih.numel() + self.core.weight_hh.numel() if isinstance(self.core, nn.LSTMCell) else 0
-        return total + core * self.glimpses
+        return self._macs(self.glimpses)
 
     def full_macs(self, height: int, width: int) -> int:
-        """As many glimpses of one scale as cover the image, one after the other."""
-        glimpses = -(-height // self.glimpse) * -(-width // self.glimpse)
-        return self.macs * glimpses // self.glimpses
+        """Of one run with as many glimpses as cover the image by their finest patches."""
+        return self._macs(-(-height // self.glimpse) * -(-width // self.glimpse))
+
+    def _macs(self, glimpses: int) -> int:
+        linear = [one for one in self.modules() if isinstance(one, nn.Linear)]
+        once = {id(self.classify): 1, id(self.locate): glimpses - 1, id(self.expect): glimpses - 1}
+        total = sum(one.weight.numel() * once.get(id(one), glimpses) for one in linear)
+        core = self.core.weight_ih.numel() + self.core.weight_hh.numel() if isinstance(self.core, nn.LSTMCell) else 0
+        return total + core * glimpses
 
 
 def loss(seen: Glimpses, labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from regard.attention.scaled import TransformerBlock
 from regard.attention.vision import VisionTransformer
 from regard.errors import ModelError, ShapeError
-from regard.mechanisms.looker import Looked, Looker, check_pixels
+from regard.mechanisms.looker import Looked, Looker, check_pixels, floats_of
+from regard.tokens import grid_boxes
 
 Count = TypeVar("Count", int, Tensor)
 
@@ -43,6 +44,8 @@ class ViTLooker(Looker):
         if vision.class_token is None or vision.positions is None:
             lacks = "a class token" if vision.class_token is None else "learned positions"
             raise ModelError(f"the vision transformer has no {lacks}, which {self.name} needs: choose another")
+        if not len(vision.blocks):
+            raise ShapeError(f"the vision transformer must have 1 block or more, got {len(vision.blocks)}")
         self.vision = vision
         self.channels, self.side = vision.channels, vision.side * vision.patch_size
         self.dim = vision.patches.out_channels
@@ -59,9 +62,7 @@ class ViTLooker(Looker):
     def embed(self, pixels: Tensor) -> Float[Tensor, "b n d"]:
         """Pixels to what goes into the first block. Raises ShapeError."""
         check_pixels(pixels, self.channels, self.side)
-        dtype = self.head.weight.dtype
-        scaled = pixels.to(dtype) / 255 if pixels.dtype == torch.uint8 else pixels.to(dtype)
-        return self.vision.embed((scaled - self.mean) / self.std)[0]
+        return self.vision.embed((floats_of(pixels, self.head.weight) - self.mean) / self.std)[0]
 
     def classify(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b k"]:
         """Logits from the class token of the last block's output."""
@@ -69,9 +70,8 @@ class ViTLooker(Looker):
 
     def boxes(self, batch: int) -> Float[Tensor, "b n 4"]:
         """Of the patches, in raster order."""
-        side, step = self.vision.side, torch.arange(self.patch_count, device=self.head.weight.device)
-        corner = torch.stack((step % side, step // side), dim=1) / side
-        return torch.cat((corner, corner + 1 / side), dim=1).expand(batch, -1, -1)
+        edges = torch.linspace(0, 1, self.vision.side + 1, device=self.head.weight.device)
+        return grid_boxes(edges, edges).expand(batch, -1, -1)
 
     def block_macs(self, depth: int, tokens: Count) -> Count:
         """Multiply-accumulates of a block over so many tokens: `attention_macs` and `feed_macs`."""

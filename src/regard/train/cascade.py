@@ -3,7 +3,6 @@
 Thresholds are solved on images that training never saw, and saved with the weights.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from regard.mechanisms.cascade import Cascade, loss
 from regard.mechanisms.exits import confidence, for_accuracy, for_cost
 from regard.train.checkpoint import LAST, Checkpoint
 from regard.train.data import Held
-from regard.train.loop import Recipe, fit, settings
+from regard.train.loop import Recipe, Tell, fit, settings, silent
 
 AT_ONCE = 250  # images
 
@@ -52,7 +51,7 @@ def train(
     data: Held,
     recipe: Recipe,
     folder: Path,
-    tell: Callable[[int, int, float, float], None] = lambda epoch, done, loss, accuracy: None,
+    tell: Tell = silent,
     warm: float = 0.4,
     tolerance: float = 0.002,
     share: float | None = None,
@@ -60,6 +59,9 @@ def train(
     """Train a cascade, or go on, and solve its thresholds. arguments: of `Cascade`, as JSON has them. warm: the share
     of all steps in which every token is split (CF-ViT: two thirds). tolerance, share: as `solve`. Raises as `fit`.
     """
+    for name, value in (("warm", warm), ("tolerance", tolerance), ("share", share)):
+        if value is not None and not 0 <= value <= 1:
+            raise DataError(f"{name} must be from 0 to 1, got {value}")
     torch.manual_seed(recipe.seed)
     model = Cascade(**arguments)
 

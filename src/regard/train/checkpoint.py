@@ -1,5 +1,6 @@
 """One safetensors file for a run at the end of an epoch: weights, optimizer, settings and history."""
 
+import hashlib
 import json
 import os
 import pkgutil
@@ -42,6 +43,15 @@ class Checkpoint:
         """Epochs that were trained."""
         return len(self.history)
 
+    @property
+    def digest(self) -> str:
+        """What tells the weights of one run from another's."""
+        total = hashlib.sha256()
+        for name in sorted(self.tensors):
+            if name.startswith("model."):
+                total.update(self.tensors[name].numpy().tobytes())
+        return total.hexdigest()[:16]
+
     def holding(self, model: nn.Module, optimizer: Optimizer, row: dict[str, float]) -> Self:
         """The next one: a copy of what the model and the optimizer hold now."""
         tensors = {f"model.{name}": value.detach().clone() for name, value in model.state_dict().items()}
@@ -72,7 +82,10 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Checkpoint":
-        """Read what `save` wrote. Raises DataError where there is none, it is cut short, or it is something else."""
+        """Read what `save` wrote, a file, or a run's folder with it. Raises DataError where there is none, it is cut
+        short, or it is something else.
+        """
+        path = Path(path) / LAST if Path(path).is_dir() else path
         if not Path(path).is_file():
             raise DataError(f"there is no checkpoint {str(path)!r}")
         try:
@@ -94,12 +107,14 @@ def looker(path: str | os.PathLike) -> tuple[Looker, tuple[str, ...]]:
 
     Raises DataError where there is none, ModelError where it is of a mechanism that is not known.
     """
-    place = Path(path)
-    state = Checkpoint.load(place / LAST if place.is_dir() else place)
+    state = Checkpoint.load(path)
     for module in pkgutil.iter_modules(regard.mechanisms.__path__):
         for kind in vars(import_module(f"regard.mechanisms.{module.name}")).values():
             if isinstance(kind, type) and issubclass(kind, Looker) and not isabstract(kind) and kind.name == state.kind:
-                model = kind(**state.arguments)
+                try:
+                    model = kind(**state.arguments)
+                except TypeError as error:
+                    raise ModelError(f"{str(path)!r} is of another version of {state.kind}: {error}") from error
                 state.restore(model)
                 return model.eval(), state.labels
     raise ModelError(f"{str(path)!r} is of the mechanism {state.kind!r}, which this version of regard does not know")

@@ -1,6 +1,5 @@
 """A small vision transformer, and what DynamicViT, A-ViT and EViT make of it when they are trained on from there."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,15 @@ from regard.mechanisms import avit, dynamicvit
 from regard.mechanisms.dynamic import KINDS, Kind
 from regard.mechanisms.dynamicvit import DynamicViT
 from regard.mechanisms.vit import StaticViT, ViTLooker
-from regard.train.checkpoint import LAST, Checkpoint, looker
+from regard.train.checkpoint import Checkpoint, looker
 from regard.train.data import Data
-from regard.train.loop import Recipe, fit, settings
+from regard.train.loop import Recipe, Step, Tell, fit, settings, silent
 
-Tell = Callable[[int, int, float, float], None]
 Forward = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
-def _silent(epoch: int, done: int, loss: float, accuracy: float) -> None:
-    pass
-
-
 def train_backbone(
-    arguments: dict[str, Any], data: Data, recipe: Recipe, folder: Path, tell: Tell = _silent
+    arguments: dict[str, Any], data: Data, recipe: Recipe, folder: Path, tell: Tell = silent
 ) -> StaticViT:
     """Train the plain classifier, or go on. arguments: of `StaticViT`, vision as a dict. Raises as `fit`."""
     torch.manual_seed(recipe.seed)
@@ -49,7 +43,7 @@ def train(
     data: Data,
     recipe: Recipe,
     folder: Path,
-    tell: Tell = _silent,
+    tell: Tell = silent,
     weights: tuple[float, float] | None = None,
 ) -> ViTLooker:
     """Train one on from the plain classifier of a run's folder, or go on. arguments: of its class, but for the vision.
@@ -62,7 +56,7 @@ def train(
     teacher, _ = looker(backbone)
     if not isinstance(teacher, StaticViT):
         raise ModelError(f"{str(backbone)!r} holds {teacher.name}: give the folder of a run of regard train vit")
-    start = Checkpoint.load(backbone / LAST if backbone.is_dir() else backbone)
+    start = Checkpoint.load(backbone)
     arguments = {**start.arguments, **arguments}
     model = KINDS[kind](**arguments)
     model.load_state_dict(teacher.state_dict(), strict=False)  # all but what predicts
@@ -70,7 +64,7 @@ def train(
     about = Checkpoint(
         kind,
         arguments,
-        settings(recipe, task=data.name, backbone=digest(start), **losses),
+        settings(recipe, task=data.name, backbone=start.digest, **losses),
         [],
         labels=data.labels,
     )
@@ -103,19 +97,10 @@ def _forward(model: ViTLooker, teacher: StaticViT, weights: tuple[float, float] 
     return {"dynamicvit": dynamic, "avit": adaptive}.get(model.name, plain)
 
 
-def _step(forward: Forward, data: Data) -> Callable[[Tensor, torch.Generator, float], tuple[Tensor, Tensor]]:
+def _step(forward: Forward, data: Data) -> Step:
     def step(index: Tensor, generator: torch.Generator, done: float) -> tuple[Tensor, Tensor]:
         images, labels = data.batch(index, generator)
         logits, loss = forward(images, labels, generator)
         return loss, (logits.argmax(dim=1) == labels).sum()
 
     return step
-
-
-def digest(state: Checkpoint) -> str:
-    """What tells the weights of one run from another's."""
-    total = hashlib.sha256()
-    for name in sorted(state.tensors):
-        if name.startswith("model."):
-            total.update(state.tensors[name].numpy().tobytes())
-    return total.hexdigest()[:16]

@@ -4,7 +4,6 @@ Where a task knows the thing's box, they learn from it too: the gaze is predicte
 attention is drawn to it. The twins that read everything learn from it in the same way.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,13 @@ from regard.mechanisms.foveated import FoveaTer
 from regard.mechanisms.gaze import Gazed
 from regard.mechanisms.gaze_vit import GazeViT, centre_of
 from regard.mechanisms.pervit import PerViT
-from regard.train.checkpoint import LAST, Checkpoint
+from regard.train.checkpoint import Checkpoint
 from regard.train.data import AT_ONCE, Data
-from regard.train.loop import Recipe, fit, settings
+from regard.train.loop import Recipe, Tell, fit, settings, silent
 
-Tell = Callable[[int, int, float, float], None]
 JITTER = 0.04  # of the gaze in training, in halves of the image
 LOOKS = 8  # at each image in training, every other one at its mirror image
 GUIDE = 0.3  # weight of the attention's loss
-
-
-def _silent(epoch: int, done: int, loss: float, accuracy: float) -> None:
-    pass
 
 
 def train_gaze(
@@ -37,7 +31,7 @@ def train_gaze(
     data: Data,
     recipe: Recipe,
     folder: Path,
-    tell: Tell = _silent,
+    tell: Tell = silent,
     start: Path | None = None,
 ) -> GazeViT:
     """Train the gaze's ViT and its prediction of the gaze, or its twin, or go on. arguments: of `GazeViT`.
@@ -51,9 +45,9 @@ def train_gaze(
         raise DataError(f"a gaze is learned from boxes, which the task {data.name!r} does not know: choose search")
     torch.manual_seed(recipe.seed)
     model = GazeViT(**arguments)
-    if start is not None:
-        _begin(model, start)
-
+    begun = None if start is None else Checkpoint.load(start)
+    if begun is not None:
+        _begin(model, begun)
     kept = None if model.glance is None else _Kept(model, data, recipe.seed)
 
     def step(index: Tensor, generator: torch.Generator, done: float) -> tuple[Tensor, Tensor]:
@@ -69,14 +63,14 @@ def train_gaze(
         return loss, (read.logits.argmax(dim=1) == labels).sum()
 
     about = Checkpoint(
-        "gaze", arguments, settings(recipe, task=data.name, start=start and start.name), [], labels=data.labels
+        "gaze", arguments, settings(recipe, task=data.name, start=begun and begun.digest), [], labels=data.labels
     )
     fit(model, step, data.count, recipe, folder, about, tell)
     return model
 
 
 def train_foveater(
-    arguments: dict[str, Any], data: Data, recipe: Recipe, folder: Path, tell: Tell = _silent
+    arguments: dict[str, Any], data: Data, recipe: Recipe, folder: Path, tell: Tell = silent
 ) -> FoveaTer:
     """Train FoveaTer or its twin, or go on: the mean of the logits after each fixation, the first one anywhere.
 
@@ -112,7 +106,7 @@ def train_foveater(
     return model
 
 
-def train_pervit(arguments: dict[str, Any], data: Data, recipe: Recipe, folder: Path, tell: Tell = _silent) -> PerViT:
+def train_pervit(arguments: dict[str, Any], data: Data, recipe: Recipe, folder: Path, tell: Tell = silent) -> PerViT:
     """Train PerViT or its twin, or go on. arguments: of `PerViT`. Raises as `fit`."""
     torch.manual_seed(recipe.seed)
     model = PerViT(**arguments)
@@ -159,17 +153,14 @@ class _Kept:
         return Gazed(patches, boxes[:, None].expand(-1, valid.shape[1], -1), valid), views, boxes, self.labels[index]
 
 
-def _begin(model: GazeViT, start: Path) -> None:
+def _begin(model: GazeViT, start: Checkpoint) -> None:
     """Give a model the embedding and the ViT of another run."""
-    kept = Checkpoint.load(start / LAST).tensors
     own = model.state_dict()
     for name, value in own.items():
         if name.startswith(("embed.", "reader.")):
-            other = kept.get(f"model.{name}")
+            other = start.tensors.get(f"model.{name}")
             if other is None or other.shape != value.shape:
-                raise ModelError(
-                    f"the run {str(start)!r} has no {name} of shape {tuple(value.shape)}: start with another"
-                )
+                raise ModelError(f"the run has no {name} of shape {tuple(value.shape)}: start with another")
             own[name] = other
     model.load_state_dict(own)
 

@@ -21,6 +21,11 @@ from regard.files import write_all
 from regard.train.checkpoint import LAST, Checkpoint
 
 Step = Callable[[Tensor, torch.Generator, float], tuple[Tensor, Tensor]]
+Tell = Callable[[int, int, float, float], None]
+
+
+def silent(epoch: int, samples: int, loss: float, accuracy: float) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,11 @@ class Recipe:
         return self.rate * 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
 
 
+def for_transformers(epochs: int, seed: int, batch: int, rate: float) -> Recipe:
+    """With weight decay, an epoch of warm-up and clipped gradients, as small transformers want it."""
+    return Recipe(epochs, seed, batch, rate, decay=0.05, warmup=min(1, epochs / 2), clip=1.0)
+
+
 def fit(
     model: nn.Module,
     step: Step,
@@ -58,7 +68,7 @@ def fit(
     recipe: Recipe,
     folder: Path,
     about: Checkpoint,
-    tell: Callable[[int, int, float, float], None] = lambda epoch, done, loss, accuracy: None,
+    tell: Tell = silent,
 ) -> Checkpoint:
     """Train a model, or go on; the run's last checkpoint.
 

@@ -1,6 +1,5 @@
 """RAM as its paper trains it, but for the optimizer: cross-entropy, a baseline, and REINFORCE for where to look."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor
 from regard.mechanisms.recurrent import RecurrentAttention, loss, noise
 from regard.train.checkpoint import Checkpoint
 from regard.train.data import Data
-from regard.train.loop import Recipe, fit, settings
+from regard.train.loop import Recipe, Tell, fit, settings, silent
 
 
 def train(
@@ -18,7 +17,7 @@ def train(
     data: Data,
     recipe: Recipe,
     folder: Path,
-    tell: Callable[[int, int, float, float], None] = lambda epoch, done, loss, accuracy: None,
+    tell: Tell = silent,
 ) -> RecurrentAttention:
     """Train RAM, or go on. arguments: of `RecurrentAttention`. Raises as `fit`."""
     torch.manual_seed(recipe.seed)
