@@ -64,6 +64,19 @@ def test_the_animation_adds_one_stage_after_the_other(record):
     assert overlap or lit[0] < 80
 
 
+def test_a_mechanism_that_narrows_loses_light(record):
+    trace = replace(record.trace, narrows=True)
+    film: Any = Image.open(io.BytesIO(animation(replace(record, trace=trace))))
+    lit = []
+    for frame in range(trace.exit + 1):
+        film.seek(frame)
+        lit.append(float((np.asarray(film.convert("L"))[:-CAPTION] > 90).mean()))
+    assert lit[0] > lit[1] > lit[2]
+    assert trace.read_at(0) == (True, True, True)
+    assert trace.read_at(2) == (False, False, True)
+    assert record.trace.read_at(0) == (True, False, False)
+
+
 def test_the_caption_says_what_and_at_what_cost(record):
     trace = record.trace
     text = caption(trace)

@@ -133,7 +133,8 @@ class Look:
 class Trace:
     """Where a mechanism that chooses looked, in order, and what it took.
 
-    stages: for each of the record's boxes, the stage (glimpse, resolution, layer) at which it was read, from 0.
+    stages: for each of the record's boxes, the stage (glimpse, resolution, layer) at which it was read, from 0; where
+    `narrows`, at which it was read last: everything was at first, and less at each stage.
     fixations: x and y in [0, 1]. exit: the stage at which it stopped. tokens: visual tokens read in all. macs:
     multiply-accumulates spent; macs_full: what reading everything would have taken. probabilities: of the classes;
     labels: their names, or none.
@@ -148,6 +149,11 @@ class Trace:
     macs_full: int
     probabilities: tuple[float, ...]
     labels: tuple[str, ...] = ()
+    narrows: bool = False
+
+    def read_at(self, stage: int) -> tuple[bool, ...]:
+        """Of each box, whether it had been read by this stage, or where it narrows was still read at it."""
+        return tuple(at >= stage if self.narrows else at <= stage for at in self.stages)
 
     @property
     def answer(self) -> str:

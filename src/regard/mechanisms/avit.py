@@ -44,6 +44,7 @@ class AViT(ViTLooker):
     """
 
     name = "avit"
+    narrows = True
 
     def __init__(
         self,

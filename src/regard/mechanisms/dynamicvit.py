@@ -71,6 +71,7 @@ class DynamicViT(ViTLooker):
     """
 
     name = "dynamicvit"
+    narrows = True
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ class EViT(ViTLooker):
     """
 
     name = "evit"
+    narrows = True
 
     def __init__(
         self,

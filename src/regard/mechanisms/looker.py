@@ -44,11 +44,13 @@ class Looked:
 class Looker(nn.Module, ABC):
     """A trained classifier that chooses where to look.
 
-    name: of the mechanism. channels: of its pixels. side: pixels of a side that it was made for, None for any size.
-    full_macs: multiply-accumulates for an image where nothing is chosen and everything is read.
+    name: of the mechanism. narrows: everything is read at first and less at each stage, so that `Looked.stages` say at
+    which a region was read last, not first. channels: of its pixels. side: pixels of a side that it was made for, None
+    for any size.
     """
 
     name: ClassVar[str]
+    narrows: ClassVar[bool] = False
     channels: int
     side: int | None = None
 
@@ -92,18 +94,6 @@ class Looker(nn.Module, ABC):
             raise ModelError(f"expected names for {looked.logits.shape[1]} classes, got {len(labels)}")
         kept = looked.stages[0] >= 0
         tokens = VisualTokens(looked.features[:, kept], looked.boxes[:, kept])
-        fixations = () if looked.fixations is None else tuple(map(tuple, looked.fixations[0].tolist()))
-        trace = Trace(
-            mechanism=self.name,
-            stages=tuple(looked.stages[0, kept].tolist()),
-            fixations=tuple((round(x, 4), round(y, 4)) for x, y in fixations if x == x),
-            exit=int(looked.exits[0]),
-            tokens=int(looked.tokens[0]),
-            macs=int(looked.macs[0]),
-            macs_full=self.full_macs(*pixels.shape[2:]),
-            probabilities=tuple(round(p, 6) for p in looked.logits[0].softmax(dim=0).tolist()),
-            labels=tuple(labels),
-        )
         record = Record(
             picture=preview,
             eye=self.name,
@@ -116,9 +106,26 @@ class Looker(nn.Module, ABC):
             prompt_tokens=0,
             seconds={"look": round(seconds, 4)},
             made=made_by(seed),
-            trace=trace,
+            trace=self._trace(looked, self.full_macs(*pixels.shape[2:]), labels),
         )
         return Seen(tokens, "prediction", record)
+
+    def _trace(self, looked: Looked, full: int, labels: Sequence[str]) -> Trace:
+        """What the first image of a batch took, as plain data."""
+        stages = looked.stages[0]
+        fixations = [] if looked.fixations is None else looked.fixations[0].tolist()
+        return Trace(
+            mechanism=self.name,
+            stages=tuple(stages[stages >= 0].tolist()),
+            fixations=tuple((round(x, 4), round(y, 4)) for x, y in fixations if x == x),
+            exit=int(looked.exits[0]),
+            tokens=int(looked.tokens[0]),
+            macs=int(looked.macs[0]),
+            macs_full=full,
+            probabilities=tuple(round(p, 6) for p in looked.logits[0].softmax(dim=0).tolist()),
+            labels=tuple(labels),
+            narrows=self.narrows,
+        )
 
 
 def check_pixels(pixels: Tensor, channels: int, side: int | None = None) -> None:

@@ -18,7 +18,7 @@ FRAME = 700  # milliseconds
 def path(record: Record) -> Image.Image:
     """The photo, lit where it was read, with the regions in the colour of their stage and the fixations in order."""
     trace, photo = _traced(record), _enlarged(record)
-    lit = _lit(record, trace, photo, trace.exit)
+    lit = _lit(record, trace, photo, 0 if trace.narrows else trace.exit)
     draw = ImageDraw.Draw(lit)
     for box, stage in _in_order(record, trace):
         draw.rectangle(_on(box, photo), outline=COLOURS[stage % len(COLOURS)], width=2)
@@ -32,14 +32,14 @@ def path(record: Record) -> Image.Image:
 
 
 def animation(record: Record) -> bytes:
-    """An animated PNG: what has been read after each stage, and what is new in it."""
+    """An animated PNG: what has been read after each stage and what is new in it, or what each still reads."""
     trace, photo = _traced(record), _enlarged(record)
     frames = []
     for stage in range(trace.exit + 1):
         frame = _lit(record, trace, photo, stage)
         draw = ImageDraw.Draw(frame)
         for box, at in _in_order(record, trace):
-            if at == stage:
+            if at == stage or (trace.narrows and at > stage):
                 draw.rectangle(_on(box, photo), outline=COLOURS[stage % len(COLOURS)], width=3)
         frames.append(_captioned(frame, f"{trace.mechanism}, stage {stage + 1} of {trace.exit + 1}"))
     frames.append(_captioned(frames[-1].crop((0, 0, *photo.size)), caption(trace)))
@@ -72,12 +72,12 @@ def _enlarged(record: Record) -> Image.Image:
     return photo.resize(size, Image.Resampling.NEAREST if times > 3 else Image.Resampling.LANCZOS)
 
 
-def _lit(record: Record, trace: Trace, photo: Image.Image, until: int) -> Image.Image:
-    """The photo where it was read up to a stage, dark and grey elsewhere."""
+def _lit(record: Record, trace: Trace, photo: Image.Image, stage: int) -> Image.Image:
+    """The photo where `Trace.read_at` the stage says so, dark and grey elsewhere."""
     seen = Image.new("L", photo.size, 0)
     draw = ImageDraw.Draw(seen)
-    for box, stage in _in_order(record, trace):
-        if stage <= until:
+    for box, read in zip(record.boxes, trace.read_at(stage), strict=True):
+        if read:
             draw.rectangle(_on(box, photo), fill=255)
     dark = Image.fromarray((np.asarray(photo.convert("L").convert("RGB")) * 0.3).astype(np.uint8))
     return Image.composite(photo, dark, seen)

@@ -29,7 +29,10 @@ def kept(what: str, name: str, sha256: str, command: Sequence[str], refusal: str
         return target
     if told is not None:
         told(f"fetching {what} into {folder}, once")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write to {str(folder)!r}: {error.strerror}: set XDG_CACHE_HOME") from error
     with tempfile.TemporaryDirectory(dir=folder) as place:
         try:
             subprocess.run(command, cwd=place, check=True, capture_output=True)
