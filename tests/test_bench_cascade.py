@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from torch import Tensor
 
 from regard.bench import cascade as bench
 from regard.bench.tasks.held import held_task, search
@@ -81,10 +80,27 @@ def test_an_unknown_task_is_named(tmp_path):
         held_task("mnist", {}, tmp_path)
 
 
+def test_a_cut_file_of_features_is_named(tmp_path):
+    from regard.bench.tasks.held import _loaded
+
+    path = tmp_path / "embedded-512-2-train-00000.safetensors"
+    path.write_bytes(b"\x10\0\0")
+    with pytest.raises(DataError, match="train-00000.*remove it"):
+        _loaded(path)
+
+
 @pytest.mark.slow
-def test_the_frozen_stem_on_a_part_is_its_own_image():
-    model = Cascade(**{**sizes("search", 2, "3"), "side": 128}).eval()
-    images = torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8)
-    features: Tensor = model.read(images)
-    part = model.stem(images[:1, :, :64, 64:] / 255)[0]
-    torch.testing.assert_close(features[0, 4 + 4 : 4 + 8], part, rtol=1e-3, atol=1e-3)
+@torch.no_grad()
+def test_the_frozen_stem_reads_a_part_as_it_reads_the_whole():
+    """Nearly: a cell sees 175 pixels, of which a margin of one patch shows the middle."""
+    model = Cascade(**{**sizes("search", 2, "3"), "side": 256}).eval()
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randint(0, 256, (2, 3, 16, 16), generator=generator).float()
+    images = torch.nn.functional.interpolate(coarse, size=256, mode="bicubic").clamp(0, 255).to(torch.uint8)
+    fine = model.read(images)[:, 16:].unflatten(1, (4, 4, 2, 2))
+    whole = model.stem(images / 255).unflatten(1, (4, 2, 4, 2)).transpose(2, 3)
+    near = torch.cosine_similarity(fine, whole, dim=-1).mean()
+    model.stem.margin = 0
+    without = model.read(images)[:, 16:].unflatten(1, (4, 4, 2, 2))
+    assert torch.cosine_similarity(without, whole, dim=-1).mean() < near - 0.1
+    assert near > 0.85

@@ -13,6 +13,7 @@ from regard.mechanisms.cascade import Cascade, loss
 from regard.mechanisms.stems import PixelStem
 from regard.train.cascade import answers, sizes, solve, train
 from regard.train.data import Held
+from regard.train.guide import overlapping
 from regard.train.loop import Recipe
 
 
@@ -124,6 +125,44 @@ def test_features_read_before_are_pixels_read_now(stages):
     looked, again = model.look(images), model.look(features)
     for name in ("logits", "features", "boxes", "stages", "exits", "macs"):
         torch.testing.assert_close(getattr(looked, name), getattr(again, name))
+
+
+@torch.no_grad()
+def test_a_margin_is_what_lies_about_a_patch():
+    """A stem that reads the mean of 3 x 3 patches reads a part as it reads the whole."""
+
+    class Mean:
+        patch, width, margin = 2, 1, 1
+
+        def __call__(self, pixels: Tensor) -> Tensor:
+            return F.avg_pool2d(F.pad(pixels, (2, 2, 2, 2), value=127 / 255), 6, 2).flatten(2).transpose(1, 2)
+
+        def macs(self, height: int, width: int) -> int:
+            return height * width
+
+    model, images = small(3), pictures(4)
+    before = model.costs
+    model.stem = Mean()
+    parts = model.read(images).split(model.patches, dim=1)
+    for stage, grid in enumerate(model.grids):
+        whole = model.stem(F.avg_pool2d(images / 255, 2 ** (2 - stage)))
+        if stage:
+            half = grid // 2
+            whole = whole.unflatten(1, (half, 2, half, 2)).transpose(2, 3).flatten(1, 4)
+        torch.testing.assert_close(parts[stage], whole)
+    torch.testing.assert_close(model.read(images / 255), model.read(images))
+    assert model.costs[1] - model.costs[0] == before[1] - before[0] + 2 * 8 * 8 + 4 * 2 * 16 * (1 - 4)
+
+
+@torch.no_grad()
+def test_the_scan_says_where_each_stage_looked():
+    model, images = small(3).train(), pictures(3)
+    looked = small(3).look(images)
+    for stage, seen in enumerate(model.scan(images)):
+        torch.testing.assert_close(seen.boxes, looked.boxes[:, looked.stages[0] == stage])
+        assert seen.saliency.shape == seen.boxes.shape[:2]
+        assert (seen.saliency > 0).all()
+    assert not small(3).scan(images)[-1].saliency.any()
 
 
 def test_the_stem_is_the_convolution():
@@ -242,6 +281,39 @@ def test_training_lowers_the_loss_and_saves_the_thresholds(tmp_path):
     assert torch.equal(again.thresholds, model.thresholds)
     looked = model.look(data.test)
     assert torch.equal(again.look(data.test).logits, looked.logits)
+
+
+def test_a_box_draws_the_attention_to_it(tmp_path):
+    """The label is drawn at random: only the box can teach where to look."""
+    images, generator = pictures(64), torch.Generator().manual_seed(0)
+    labels = torch.randint(5, (64,), generator=generator)
+    boxes = torch.tensor([0.5, 0.5, 0.75, 0.75]).expand(64, 4)
+
+    def shares(given: Tensor | None) -> list[float]:
+        data = Held(
+            "toy",
+            64,
+            lambda index, _: (images[index], labels[index]),
+            images,
+            labels,
+            tuple("abcde"),
+            images,
+            labels,
+            boxes=None if given is None else lambda index: boxes[index],
+        )
+        arguments = {"classes": 5, "channels": 1, "side": 16, "patch": 2, "stages": 2, "keep": [4], "width": 16}
+        model = train(
+            {**arguments, "depth": 2, "heads": 2, "expand": 2},
+            data,
+            Recipe(40, batch=16, rate=0.01),
+            tmp_path / str(given is None),
+        )
+        with torch.no_grad():
+            seen = model.scan(images)[0]
+            inside = overlapping(seen.boxes, boxes)
+            return ((seen.saliency * inside).sum(dim=1) / seen.saliency.sum(dim=1)).tolist()
+
+    assert min(shares(boxes)) > 2 * max(shares(None))
 
 
 def test_solved_for_a_tolerance():

@@ -79,6 +79,27 @@ def test_a_run_is_looked_with_again(tmp_path):
         looker(tmp_path / "x")
 
 
+def test_a_run_begins_with_the_weights_of_another(tmp_path):
+    recipe = Recipe(epochs=1, seed=1, batch=8, rate=1e-9)
+    first = train(ARGUMENTS, toy(), Recipe(epochs=1, batch=8), tmp_path / "first")
+    other = {**ARGUMENTS, "std": 0.05}
+    on, anew = (
+        train(other, toy(), recipe, tmp_path / name, start=start)
+        for name, start in (("on", tmp_path / "first"), ("anew", None))
+    )
+    there = first.state_dict()
+    assert all(torch.allclose(value, there[name], atol=1e-5) for name, value in on.state_dict().items())
+    assert not all(torch.allclose(value, there[name], atol=1e-2) for name, value in anew.state_dict().items())
+    assert Checkpoint.load(tmp_path / "on").settings["start"] == Checkpoint.load(tmp_path / "first").digest
+    with pytest.raises(DataError, match="holds a run with start"):
+        train(other, toy(), recipe, tmp_path / "on", start=tmp_path / "anew")
+    replace(Checkpoint.load(tmp_path / "first"), kind="gaze").save(tmp_path / "gaze")
+    with pytest.raises(ModelError, match="holds gaze: give the folder of a run of regard train ram"):
+        train(other, toy(), recipe, tmp_path / "x", start=tmp_path / "gaze")
+    with pytest.raises(ModelError, match="does not fit"):
+        train({**ARGUMENTS, "hidden": 9}, toy(), recipe, tmp_path / "x", start=tmp_path / "first")
+
+
 def test_another_seed_is_another_run(tmp_path):
     for seed in (0, 1):
         train(ARGUMENTS, toy(), Recipe(epochs=1, seed=seed, batch=8), tmp_path / str(seed))

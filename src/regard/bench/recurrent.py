@@ -34,19 +34,23 @@ CANVASES = (60, 100, 400, 1600)
 
 
 def main(runs: Path) -> None:
-    """Read every finished run of RAM in a folder of runs, measure the costs, and write results/ram.json."""
-    made, found = provenance(), defaultdict(list)
-    notes = {}
-    for folder in sorted(runs.glob("*")):
-        if (folder / "metrics.json").exists():
-            state = Checkpoint.load(folder / LAST)
-            if state.kind == "ram":
-                policy = state.arguments.get("policy", "learned")
-                alike = json.dumps({**state.arguments, **state.settings, "seed": 0, "policy": policy}, sort_keys=True)
-                key = (state.settings["task"], state.arguments["glimpses"], policy, alike)
-                metrics = json.loads((folder / "metrics.json").read_text())
-                found[key].append(errors(state))
-                notes[folder.name] = {**state.arguments, **state.settings, "seconds": metrics["seconds"]}
+    """Read every finished run of RAM in a folder of runs, measure the costs, and write results/ram.json.
+
+    A run that another began with has no row of its own.
+    """
+    made, found, notes = provenance(), defaultdict(list), {}
+    folders = [folder for folder in sorted(runs.glob("*")) if (folder / "metrics.json").exists()]
+    states = {folder: state for folder in folders if (state := Checkpoint.load(folder / LAST)).kind == "ram"}
+    begun_with = {state.settings.get("start") for state in states.values()}
+    for folder, state in states.items():
+        metrics = json.loads((folder / "metrics.json").read_text())
+        notes[folder.name] = {**state.arguments, **state.settings, "seconds": metrics["seconds"]}
+        if state.digest in begun_with:
+            notes[folder.name]["digest"] = state.digest
+            continue
+        policy = state.arguments.get("policy", "learned")
+        alike = json.dumps({**state.arguments, **state.settings, "seed": 0, "policy": policy}, sort_keys=True)
+        found[state.settings["task"], state.arguments["glimpses"], policy, alike].append(errors(state))
     if not found:
         raise DataError(f"{str(runs)!r} holds no finished run of RAM: run regard train ram --out {runs}/NAME")
     rows = [row for key, errors in sorted(found.items()) for row in _error_rows(key, errors)]

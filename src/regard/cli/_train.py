@@ -41,6 +41,7 @@ def ram(
     std: Annotated[float, typer.Option(help="Of the policy, half an image being 1.")] = 0.1,
     core: Annotated[Literal["rectifier", "lstm"], typer.Option(help="Of the recurrence.")] = "rectifier",
     policy: Annotated[Literal["learned", "random"], typer.Option(help="Where to look next.")] = "learned",
+    start: Annotated[Path | None, typer.Option(help="A run whose weights this one begins with.")] = None,
     epochs: Epochs = 100,
     seed: Seed = 0,
     batch: Batch = 128,
@@ -63,7 +64,7 @@ def ram(
         "core": core,
         "policy": policy,
     }
-    _run(task, folder, quiet, lambda data, tell: learn(arguments, data, recipe, folder, tell))
+    _run(task, folder, quiet, lambda data, tell: learn(arguments, data, recipe, folder, tell, start))
 
 
 @train.command()

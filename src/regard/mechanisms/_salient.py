@@ -51,8 +51,7 @@ class Salient(nn.Module):
             inner = block.attention
             q, k, v = inner.projected(block.norm1(x))
             if salient and layer >= self.first:
-                with torch.no_grad():
-                    row = attention_weights(q[:, :, :1], k).mean(dim=1)[:, 0]
+                row = attention_weights(q[:, :, :1], k).mean(dim=1)[:, 0]
                 saliency = self.smoothing * saliency + (1 - self.smoothing) * row
             x = block.fed(block.attended(x, inner.out(joined(attend(q, k, v)))))
         x = self.norm(x)

@@ -40,13 +40,23 @@ class Tokens(NamedTuple):
         return Tokens(*(part[rows] for part in self))
 
 
+class Scan(NamedTuple):
+    """What a stage makes of its tokens: logits (B, classes); saliency (B, M) and boxes (B, M, 4) of its newest tokens,
+    the saliency 0 where nothing is split after it and the model is not in training.
+    """
+
+    logits: Tensor
+    saliency: Tensor
+    boxes: Tensor
+
+
 class Cascade(Looker):
     """Images of side x side pixels, in patches of `patch` pixels at each of `stages` resolutions, each next twice as
     fine, the last of the image's own. stages=1 reads everything at once: what the cascade is compared with.
 
     keep: how many tokens each stage after the first splits, by default half of the newest. expand: hidden width of the
     MLPs over `width`. reuse: give what is known of a token to the four that it becomes. first: the layer from which on
-    attention counts. stem: "pixels", or "embedded", the features of a frozen EfficientNet-Lite0 (patch 32, 3 channels).
+    attention counts. stem: "pixels", or "embedded", features of a frozen EfficientNet-Lite0 (patch 32, 3 channels).
     thresholds: a buffer, 1 (no exits) until `set_thresholds`.
     """
 
@@ -102,20 +112,24 @@ class Cascade(Looker):
         return tuple(found)
 
     def forward(self, pixels: Tensor, everything: bool = False) -> list[Float[Tensor, "b k"]]:
-        """The logits of every stage, without exits, for training. pixels: as for `look`. everything: split all tokens,
-        not only the most salient.
+        """The logits of every stage, without exits. Arguments as for `scan`."""
+        return [one.logits for one in self.scan(pixels, everything)]
+
+    def scan(self, pixels: Tensor, everything: bool = False) -> list[Scan]:
+        """Every stage, without exits, for training. pixels: as for `look`. everything: split all tokens, not only the
+        most salient.
         """
         first, fine = self._source(pixels)
-        rows, tokens, logits = torch.arange(len(pixels), device=first.device), self._begin(first), []
+        rows, tokens, found = torch.arange(len(pixels), device=first.device), self._begin(first), []
         for stage in range(self.stages):
-            seen = self.transformer(tokens.x, stage + 1 < self.stages)
-            logits.append(seen.logits)
-            if stage + 1 < self.stages:
-                count = tokens.newest.shape[1] if everything else self.keep[stage]
-                chosen, rest = self._ranked(tokens, seen, count)
+            last, count = stage + 1 == self.stages, tokens.newest.shape[1]
+            seen = self.transformer(tokens.x, self.training or not last)
+            found.append(Scan(seen.logits, seen.saliency[:, -count:], self._boxes(tokens.newest, stage)))
+            if not last:
+                chosen, rest = self._ranked(tokens, seen, count if everything else self.keep[stage])
                 read = fine(rows, stage + 1, tokens.newest.gather(1, chosen))
                 tokens = self._split(tokens, seen, stage + 1, chosen, rest, read)
-        return logits
+        return found
 
     @property
     def patches(self) -> list[int]:
@@ -191,7 +205,7 @@ class Cascade(Looker):
         width, total, found = self.transformer.width, 0, []
         for stage, length in enumerate(self.lengths):
             split = self.keep[stage - 1] if stage else 0
-            side = self.patch * (2 if stage else self.grids[0])
+            side = self.patch * (2 + 2 * self.stem.margin if stage else self.grids[0])
             total += max(1, split) * self.stem.macs(side, side)
             total += (4 * split if stage else length) * self.stem.width * width
             total += 0 if self.reuse is None else split * 2 * self.transformer.expand * width**2
@@ -220,10 +234,16 @@ class Cascade(Looker):
     def _crops(self, pixels: Tensor, stage: int, parents: Int[Tensor, "b k"]) -> Float[Tensor, "b k 4 f"]:
         """The stem's features of the four patches of a stage that each of these patches of the one before becomes."""
         grid, rows = self.grids[stage - 1], torch.arange(len(pixels), device=pixels.device)[:, None]
-        blocks = pixels.unflatten(3, (grid, -1)).unflatten(2, (grid, -1))
-        crops = blocks[rows, :, parents // grid, :, parents % grid].flatten(0, 1)
-        coarser = F.avg_pool2d(floats_of(crops, self.positions), 2 ** (self.stages - 1 - stage))
-        return self.stem(coarser).unflatten(0, parents.shape)
+        coarser, margin = 2 ** (self.stages - 1 - stage), self.stem.margin
+        edge, step = margin * self.patch * coarser, 2 * self.patch * coarser
+        grey = 127 / 255 if pixels.is_floating_point() else 127  # 0 to a network, as what is beyond an edge
+        windows = (
+            F.pad(pixels, (edge,) * 4, value=grey).unfold(2, step + 2 * edge, step).unfold(3, step + 2 * edge, step)
+        )
+        crops = windows[rows, :, parents // grid, parents % grid].flatten(0, 1)
+        read = self.stem(F.avg_pool2d(floats_of(crops, self.positions), coarser))
+        cells = read.unflatten(1, (2 + 2 * margin, -1))[:, margin : margin + 2, margin : margin + 2]
+        return cells.flatten(1, 2).unflatten(0, parents.shape)
 
     def _begin(self, features: Float[Tensor, "b n f"]) -> Tokens:
         every = torch.arange(self.patches[0], device=features.device).expand(len(features), -1)

@@ -7,14 +7,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regard.errors import ShapeError
-from regard.eyes.efficientnet import STRIDE, EfficientNetLite0
+from regard.eyes.efficientnet import MIDDLE, STRIDE, EfficientNetLite0
 
 
 class Stem(Protocol):
-    """Images or parts of them, floats in [0, 1], to `width` features a patch of `patch` pixels, in raster order."""
+    """Images or parts of them, floats in [0, 1], to `width` features a patch of `patch` pixels, in raster order.
+
+    margin: patches about a part that change what is read in it.
+    """
 
     patch: int
     width: int
+    margin: int
 
     def __call__(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n f"]: ...
 
@@ -26,21 +30,22 @@ class Stem(Protocol):
 class PixelStem:
     """The pixels of a patch themselves, in [-1, 1]."""
 
+    margin = 0
+
     def __init__(self, channels: int, patch: int) -> None:
         self.patch, self.width = patch, channels * patch**2
 
     def __call__(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n f"]:
-        apart = pixels.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))
-        return apart.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2) * 2 - 1
+        return _parted(pixels, self.patch) * 2 - 1
 
     def macs(self, height: int, width: int) -> int:
         return 0
 
 
 class EmbeddedStem:
-    """The last block of the frozen EfficientNet-Lite0: a patch is 32 x 32 pixels, and sees the others about it."""
+    """The frozen EfficientNet-Lite0 up to stride 16: a patch is 2 x 2 of its cells, and sees the patches about it."""
 
-    patch, width = STRIDE, 320
+    patch, width, margin = STRIDE, 4 * 112, 1
 
     def __init__(self, channels: int, patch: int) -> None:
         if channels != 3 or patch != STRIDE:
@@ -51,7 +56,14 @@ class EmbeddedStem:
         return EfficientNetLite0.installed()
 
     def __call__(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n f"]:
-        return self.net.cells((pixels * 255 - 127) / 128).flatten(2).transpose(1, 2)
+        cells = self.net.cells((pixels * 255 - 127) / 128, MIDDLE)
+        return _parted(cells, 2)
 
     def macs(self, height: int, width: int) -> int:
-        return self.net.cells_macs(height, width)
+        return self.net.cells_macs(height, width, MIDDLE)
+
+
+def _parted(x: Float[Tensor, "b c h w"], size: int) -> Float[Tensor, "b n f"]:
+    """Squares of size x size, in raster order, each all that is in it."""
+    apart = x.unflatten(3, (-1, size)).unflatten(2, (-1, size))
+    return apart.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)

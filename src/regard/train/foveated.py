@@ -19,11 +19,11 @@ from regard.mechanisms.gaze_vit import GazeViT, centre_of
 from regard.mechanisms.pervit import PerViT
 from regard.train.checkpoint import Checkpoint
 from regard.train.data import AT_ONCE, Data
+from regard.train.guide import GUIDE, drawn, overlapping
 from regard.train.loop import Recipe, Tell, fit, settings, silent
 
 JITTER = 0.04  # of the gaze in training, in halves of the image
 LOOKS = 8  # at each image in training, every other one at its mirror image
-GUIDE = 0.3  # weight of the attention's loss
 
 
 def train_gaze(
@@ -185,17 +185,6 @@ def mirrored(
     images = torch.where(turn[:, None, None, None], images.flip(3), images)
     other = torch.stack((1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]), dim=1)
     return images, torch.where(turn[:, None], other, boxes)
-
-
-def overlapping(tokens: Float[Tensor, "b n 4"], boxes: Float[Tensor, "b 4"]) -> Float[Tensor, "b n"]:
-    """1 for a token that shares some of the box, else 0."""
-    first, last = torch.maximum(tokens[..., :2], boxes[:, None, :2]), torch.minimum(tokens[..., 2:], boxes[:, None, 2:])
-    return (first < last).all(dim=-1).float()
-
-
-def drawn(attention: Float[Tensor, "b n"], target: Float[Tensor, "b n"]) -> Float[Tensor, ""]:
-    """- log of the attention on the target."""
-    return -((attention * target).sum(dim=1) + 1e-4).log().mean()
 
 
 def at_cell(places: Float[Tensor, "b 2"], grid: tuple[int, int]) -> Int[Tensor, " b"]:

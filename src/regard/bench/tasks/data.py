@@ -9,8 +9,9 @@ from regard.train.data import Data, jittered
 
 CANVASES = {"translated": (60, 0), "cluttered": (60, 4), "cluttered-100": (100, 8)}  # side and pieces
 TASKS = ("mnist", *CANVASES, "fashion", "search")
-SEARCH = (512, 4000, 1000)  # pixels of a side, images to train and to test with
+SIDE, TRAIN, TEST = 512, 4000, 1000  # of the search task: pixels of a side, images to train and to test with
 _TEST_SEED = 2014  # of the canvases that are tested on, the same for all runs
+SEEDS = {"train": 0, "test": _TEST_SEED}  # of the search task's images
 
 
 def data(name: str, told: Told | None = None) -> Data:
@@ -60,12 +61,11 @@ def _search(told: Told | None) -> Data:
     """A small thing on a photograph, and where it is. Takes about two minutes and 4 GiB."""
     from regard.bench.tasks.search import CLASSES, search_task
 
-    side, train, test = SEARCH
     task = search_task(told=told)
-    seen, unseen = task.search(train, side, 0, "train"), task.search(test, side, _TEST_SEED, "test")
+    seen, unseen = (task.search(count, SIDE, SEEDS[part], part) for part, count in (("train", TRAIN), ("test", TEST)))
     return Data(
         "search",
-        train,
+        TRAIN,
         lambda index, generator: (seen.images[index], seen.labels[index]),
         unseen.images,
         unseen.labels,

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from regard.bench.tasks.data import SEEDS, SIDE
 from regard.bench.tasks.fetching import Told
 from regard.errors import DataError
 from regard.files import write_whole
@@ -20,10 +22,8 @@ from regard.mechanisms.cascade import Cascade
 from regard.train.data import Held, jittered
 
 HELD = 5000
-SEARCH = {"train": 2000, "held": 500, "test": 800}  # images
-SIDE = 512  # pixels, of the search task
+SEARCH = {"train": 3500, "held": 500, "test": 1000}  # images, those of the task as `data` gives it
 
-_SEED = 2203
 _CHUNK = 50  # images of a file
 
 
@@ -48,27 +48,45 @@ def search(read: Callable[[Tensor], Tensor], name: str, folder: Path, told: Told
     from regard.bench.tasks.search import CLASSES, search_task
 
     made = search_task(told=told)
-    parts: dict[str, tuple[Tensor, Tensor]] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
     for part, count in SEARCH.items():
         split, first = ("test", 0) if part == "test" else ("train", SEARCH["train"] if part == "held" else 0)
         found = []
         for start in range(first, first + count, _CHUNK):
             path = folder / f"{name}-{split}-{start:05d}.safetensors"
             if not path.exists():
-                batch = made.search(_CHUNK, SIDE, _SEED, split, start)
+                batch = made.search(_CHUNK, SIDE, SEEDS[split], split, start)
                 features = torch.cat([read(some).half() for some in batch.images.split(10)])
                 folder.mkdir(parents=True, exist_ok=True)
-                write_whole(path, save({"features": features, "labels": batch.labels}))
+                write_whole(path, save({"features": features, "labels": batch.labels, "boxes": batch.boxes}))
             if told:
                 told(f"read the {part} images: {start + _CHUNK - first} of {count}")
-            found.append(load_file(path))
-        parts[part] = (torch.cat([one["features"] for one in found]), torch.cat([one["labels"] for one in found]))
-    train, labels = parts["train"]
+            found.append(_loaded(path))
+        parts[part] = {key: torch.cat([one[key] for one in found]) for key in found[0]}
+    train, held, test = (parts[part] for part in SEARCH)
 
     def batch_of(index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return train[index], labels[index]
+        return train["features"][index], train["labels"][index]
 
-    return Held("search", len(train), batch_of, *parts["test"], tuple(CLASSES), *parts["held"])
+    return Held(
+        "search",
+        len(train["labels"]),
+        batch_of,
+        test["features"],
+        test["labels"],
+        tuple(CLASSES),
+        held["features"],
+        held["labels"],
+        boxes=lambda index: train["boxes"][index],
+        test_boxes=test["boxes"],
+    )
+
+
+def _loaded(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{str(path)!r} cannot be read, it may be cut short: remove it ({error})") from error
 
 
 def held_task(task: str, arguments: dict[str, Any], cache: Path, told: Told | None = None) -> Held:
@@ -76,7 +94,9 @@ def held_task(task: str, arguments: dict[str, Any], cache: Path, told: Told | No
     if task == "fashion":
         return fashion(told)
     if task == "search":
-        return search(Cascade(**arguments).read, f"embedded-{arguments['stages']}", cache, told)
+        return search(
+            Cascade(**arguments).read, f"{arguments['stem']}-{arguments['side']}-{arguments['stages']}", cache, told
+        )
     raise DataError(f"unknown task {task!r}: choose from fashion, search")
 
 
@@ -86,4 +106,4 @@ def pixels_of_test(task: str, count: int) -> Tensor:
         return fashion().test[:count]
     from regard.bench.tasks.search import search_task
 
-    return search_task().search(count, SIDE, _SEED, "test").images
+    return search_task().search(count, SIDE, SEEDS["test"], "test").images
