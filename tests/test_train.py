@@ -16,7 +16,7 @@ from torch import nn
 
 from regard.errors import DataError, ModelError
 from regard.mechanisms.recurrent import RecurrentAttention
-from regard.train.checkpoint import LAST, Checkpoint, looker
+from regard.train.checkpoint import LAST, Checkpoint, complete, looker
 from regard.train.data import Data, evaluate
 from regard.train.loop import Recipe, fit, settings
 from regard.train.recurrent import train
@@ -77,6 +77,49 @@ def test_a_run_is_looked_with_again(tmp_path):
     replace(Checkpoint.load(tmp_path / LAST), kind="other").save(tmp_path / "x")
     with pytest.raises(ModelError, match="'other', which this version"):
         looker(tmp_path / "x")
+
+
+def test_a_run_holds_every_argument_and_a_later_default_does_not_change_it(tmp_path, monkeypatch):
+    recipe = Recipe(epochs=1, batch=8)
+    trained = train(ARGUMENTS, toy(), recipe, tmp_path)
+    held = Checkpoint.load(tmp_path / LAST).arguments
+    assert held == {**ARGUMENTS, "channels": 1, "scales": 1, "std": 0.1, "core": "rectifier", "policy": "learned"}
+    defaults: Any = RecurrentAttention.__init__.__defaults__
+    changed = tuple({"rectifier": "lstm", "learned": "random"}.get(value, value) for value in defaults)
+    monkeypatch.setattr(RecurrentAttention.__init__, "__defaults__", changed)
+    again, _ = looker(tmp_path)
+    assert torch.equal(again.look(toy().test).logits, trained.look(toy().test).logits)
+    with pytest.raises(DataError, match=r"core rectifier \(asked for lstm\), policy learned \(asked for random\)"):
+        train(ARGUMENTS, toy(), recipe, tmp_path)
+
+
+def test_a_run_with_fewer_arguments_goes_on(tmp_path):
+    recipe = Recipe(epochs=2, batch=8)
+    train(ARGUMENTS, toy(), recipe, tmp_path)
+    whole = Checkpoint.load(tmp_path / LAST)
+    replace(whole, arguments=ARGUMENTS).save(tmp_path / LAST)
+    looker(tmp_path)
+    train({**ARGUMENTS, "std": 0.1}, toy(), recipe, tmp_path)
+    with pytest.raises(DataError, match=r"std 0.1 \(asked for 0.2\)"):
+        train({**ARGUMENTS, "std": 0.2}, toy(), recipe, tmp_path)
+    replace(whole, arguments={**ARGUMENTS, "unheard": 1}).save(tmp_path / LAST)
+    with pytest.raises(DataError, match="holds a run with"):
+        train(ARGUMENTS, toy(), recipe, tmp_path)
+
+
+def test_arguments_are_as_json_has_them():
+    from regard.mechanisms.dynamicvit import DynamicViT
+    from regard.mechanisms.gaze_vit import GazeViT
+
+    assert complete(GazeViT, {"grids": (2, 3, 3)})["strides"] == [1, 2, 6]
+    sizes = {"image_size": 8, "patch_size": 2, "dim": 16, "depth": 4, "heads": 2, "hidden": 16}
+    whole = complete(DynamicViT, {"vision": sizes})
+    assert whole["keep"] == 0.7
+    assert whole["mean"] == [0.5]
+    assert whole["vision"] == {**whole["vision"], **sizes}
+    assert whole["vision"]["positions"] == "learned"
+    with pytest.raises(TypeError):
+        complete(GazeViT, {"unheard": 1})
 
 
 def test_a_run_begins_with_the_weights_of_another(tmp_path):

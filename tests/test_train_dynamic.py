@@ -90,7 +90,7 @@ def test_another_backbone_is_another_run(backbone, tmp_path):
     train("evit", backbone, {}, task(), recipe, tmp_path / "run")
     with pytest.raises(DataError, match="holds a run with backbone"):
         train("evit", tmp_path / "other", {}, task(), recipe, tmp_path / "run")
-    with pytest.raises(DataError, match=r"keep None \(asked for 0.5\)"):
+    with pytest.raises(DataError, match=r"keep 0.7 \(asked for 0.5\)"):
         train("evit", backbone, {"keep": 0.5}, task(), recipe, tmp_path / "run")
     with pytest.raises(ModelError, match="holds evit: give the folder of a run of regard train vit"):
         train("avit", tmp_path / "run", {}, task(), recipe, tmp_path / "next")

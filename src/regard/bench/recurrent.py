@@ -19,7 +19,7 @@ from regard.bench.results import Row, medians, provenance, publish
 from regard.bench.tasks.data import data
 from regard.errors import DataError
 from regard.mechanisms.recurrent import COPIES, RecurrentAttention, loss, noise, retina
-from regard.train.checkpoint import LAST, Checkpoint
+from regard.train.checkpoint import LAST, Checkpoint, complete
 from regard.train.data import AT_ONCE, Data
 
 PAPER = {  # task, glimpses: the first version's error, that of NIPS, and what must be reached
@@ -48,9 +48,9 @@ def main(runs: Path) -> None:
         if state.digest in begun_with:
             notes[folder.name]["digest"] = state.digest
             continue
-        policy = state.arguments.get("policy", "learned")
-        alike = json.dumps({**state.arguments, **state.settings, "seed": 0, "policy": policy}, sort_keys=True)
-        found[state.settings["task"], state.arguments["glimpses"], policy, alike].append(errors(state))
+        made_with = complete(RecurrentAttention, state.arguments)
+        alike = json.dumps({**made_with, **state.settings, "seed": 0}, sort_keys=True)
+        found[state.settings["task"], made_with["glimpses"], made_with["policy"], alike].append(errors(state))
     if not found:
         raise DataError(f"{str(runs)!r} holds no finished run of RAM: run regard train ram --out {runs}/NAME")
     rows = [row for key, errors in sorted(found.items()) for row in _error_rows(key, errors)]

@@ -14,10 +14,10 @@ from torch import Tensor
 from regard.errors import DataError
 from regard.mechanisms.cascade import Cascade, loss
 from regard.mechanisms.exits import confidence, for_accuracy, for_cost
-from regard.train.checkpoint import LAST, Checkpoint
+from regard.train.checkpoint import LAST
 from regard.train.data import Held
 from regard.train.guide import GUIDE, drawn, overlapping
-from regard.train.loop import Recipe, Tell, fit, settings, silent
+from regard.train.loop import Recipe, Tell, begun, fit, silent
 
 AT_ONCE = 250  # images
 
@@ -78,7 +78,7 @@ def train(
                 total = total + GUIDE * drawn(share, overlapping(one.boxes, boxes)) / len(seen)
         return total + loss(logits, labels), (logits[-1].argmax(dim=1) == labels).sum()
 
-    about = Checkpoint("cascade", arguments, settings(recipe, task=data.name, warm=warm), [], labels=data.labels)
+    about = begun(model, arguments, data, recipe, warm=warm)
     state = fit(model, step, data.count, recipe, folder, about, tell)
     solve(model, data.held, data.held_labels, tolerance, share)
     replace(state, tensors=state.tensors | {"model.thresholds": model.thresholds.clone()}).save(folder / LAST)

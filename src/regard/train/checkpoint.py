@@ -1,12 +1,13 @@
 """One safetensors file for a run at the end of an epoch: weights, optimizer, settings and history."""
 
 import hashlib
+import inspect
 import json
 import os
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from inspect import isabstract
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import regard.mechanisms
+from regard.attention.vision import VisionTransformer
 from regard.errors import DataError, ModelError
 from regard.files import write_whole
 from regard.mechanisms.looker import Looker
@@ -26,9 +28,9 @@ FORMAT = "regard-checkpoint-1"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """kind: the mechanism. arguments: of its `__init__`. settings: of the run: task, epochs, seed and all that decides
-    its losses. history: a row for each epoch. tensors: "model.NAME", and "optimizer.I.NAME" of parameter I. labels:
-    names of the classes.
+    """kind: the mechanism. arguments: all of its `__init__`. settings: of the run: task, epochs, seed and all that
+    decides its losses. history: a row for each epoch. tensors: "model.NAME", and "optimizer.I.NAME" of parameter I.
+    labels: names of the classes.
     """
 
     kind: str
@@ -102,6 +104,21 @@ class Checkpoint:
             raise DataError(f"the checkpoint {str(path)!r} cannot be read, it may be cut short: {error}") from error
 
 
+def complete(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments that a class is made with, as JSON has them: those given, and today's defaults of the others.
+
+    A vision transformer that is given by its arguments has all of its own. Raises TypeError for a name that the class
+    does not have, or one that it needs and does not get.
+    """
+    bound = inspect.signature(kind.__init__).bind(None, **arguments)
+    bound.apply_defaults()
+    _, *found = bound.arguments.items()
+    whole = dict(found)
+    if isinstance(whole.get("vision"), Mapping):
+        whole["vision"] = complete(VisionTransformer, whole["vision"])
+    return json.loads(json.dumps(whole))
+
+
 def looker(path: str | os.PathLike) -> tuple[Looker, tuple[str, ...]]:
     """The trained mechanism of a run's folder or checkpoint, and the names of its classes.
 
@@ -110,7 +127,12 @@ def looker(path: str | os.PathLike) -> tuple[Looker, tuple[str, ...]]:
     state = Checkpoint.load(path)
     for module in pkgutil.iter_modules(regard.mechanisms.__path__):
         for kind in vars(import_module(f"regard.mechanisms.{module.name}")).values():
-            if isinstance(kind, type) and issubclass(kind, Looker) and not isabstract(kind) and kind.name == state.kind:
+            if (
+                isinstance(kind, type)
+                and issubclass(kind, Looker)
+                and not inspect.isabstract(kind)
+                and kind.name == state.kind
+            ):
                 try:
                     model = kind(**state.arguments)
                 except TypeError as error:

@@ -15,7 +15,7 @@ from regard.mechanisms.dynamicvit import DynamicViT
 from regard.mechanisms.vit import StaticViT, ViTLooker
 from regard.train.checkpoint import Checkpoint, looker
 from regard.train.data import Data
-from regard.train.loop import Recipe, Step, Tell, fit, settings, silent
+from regard.train.loop import Recipe, Step, Tell, begun, fit, silent
 
 Forward = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
@@ -31,7 +31,7 @@ def train_backbone(
         logits, _ = model(images)
         return logits, F.cross_entropy(logits, labels)
 
-    about = Checkpoint("vit", arguments, settings(recipe, task=data.name), [], labels=data.labels)
+    about = begun(model, arguments, data, recipe)
     fit(model, _step(forward, data), data.count, recipe, folder, about, tell)
     return model
 
@@ -61,13 +61,7 @@ def train(
     model = KINDS[kind](**arguments)
     model.load_state_dict(teacher.state_dict(), strict=False)  # all but what predicts
     losses = {} if weights is None else {"weights": list(weights)}
-    about = Checkpoint(
-        kind,
-        arguments,
-        settings(recipe, task=data.name, backbone=start.digest, **losses),
-        [],
-        labels=data.labels,
-    )
+    about = begun(model, arguments, data, recipe, backbone=start.digest, **losses)
     forward = _forward(model, teacher, weights)
     fit(model, _step(forward, data), data.count, recipe, folder, about, tell)
     return model

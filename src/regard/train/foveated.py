@@ -20,7 +20,7 @@ from regard.mechanisms.pervit import PerViT
 from regard.train.checkpoint import Checkpoint
 from regard.train.data import AT_ONCE, Data
 from regard.train.guide import GUIDE, drawn, overlapping
-from regard.train.loop import Recipe, Tell, fit, settings, silent
+from regard.train.loop import Recipe, Tell, begun, fit, silent
 
 JITTER = 0.04  # of the gaze in training, in halves of the image
 LOOKS = 8  # at each image in training, every other one at its mirror image
@@ -45,9 +45,9 @@ def train_gaze(
         raise DataError(f"a gaze is learned from boxes, which the task {data.name!r} does not know: choose search")
     torch.manual_seed(recipe.seed)
     model = GazeViT(**arguments)
-    begun = None if start is None else Checkpoint.load(start)
-    if begun is not None:
-        _begin(model, begun)
+    other = None if start is None else Checkpoint.load(start)
+    if other is not None:
+        _begin(model, other)
     kept = None if model.glance is None else _Kept(model, data, recipe.seed)
 
     def step(index: Tensor, generator: torch.Generator, done: float) -> tuple[Tensor, Tensor]:
@@ -62,9 +62,7 @@ def train_gaze(
         loss = loss + F.cross_entropy(read.logits, labels)
         return loss, (read.logits.argmax(dim=1) == labels).sum()
 
-    about = Checkpoint(
-        "gaze", arguments, settings(recipe, task=data.name, start=begun and begun.digest), [], labels=data.labels
-    )
+    about = begun(model, arguments, data, recipe, start=other and other.digest)
     fit(model, step, data.count, recipe, folder, about, tell)
     return model
 
@@ -101,8 +99,7 @@ def train_foveater(
                 loss = loss + GUIDE * drawn(one.read.attention, target) / len(seen)
         return loss, (sums.argmax(dim=1) == labels).sum()
 
-    about = Checkpoint("foveater", arguments, settings(recipe, task=data.name), [], labels=data.labels)
-    fit(model, step, data.count, recipe, folder, about, tell)
+    fit(model, step, data.count, recipe, folder, begun(model, arguments, data, recipe), tell)
     return model
 
 
@@ -116,8 +113,7 @@ def train_pervit(arguments: dict[str, Any], data: Data, recipe: Recipe, folder: 
         logits, _ = model(images)
         return F.cross_entropy(logits, labels), (logits.argmax(dim=1) == labels).sum()
 
-    about = Checkpoint("pervit", arguments, settings(recipe, task=data.name), [], labels=data.labels)
-    fit(model, step, data.count, recipe, folder, about, tell)
+    fit(model, step, data.count, recipe, folder, begun(model, arguments, data, recipe), tell)
     return model
 
 

@@ -8,7 +8,8 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 
 from regard.errors import DataError, ModelError
 from regard.files import write_all
-from regard.train.checkpoint import LAST, Checkpoint
+from regard.mechanisms.looker import Looker
+from regard.train.checkpoint import LAST, Checkpoint, complete
+from regard.train.data import Data
 
 Step = Callable[[Tensor, torch.Generator, float], tuple[Tensor, Tensor]]
 Tell = Callable[[int, int, float, float], None]
@@ -78,7 +81,7 @@ def fit(
     finite, and DataError where the folder holds another run.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=recipe.decay, fused=True)
-    state = _found(folder, about)
+    state = _found(folder, about, type(model))
     if state.epoch:
         state.restore(model, optimizer)
         write_all(folder, {"history.csv": _csv(state.history)})
@@ -117,11 +120,24 @@ def settings(recipe: Recipe, **others: Any) -> dict[str, Any]:
     return {**asdict(recipe), **others}
 
 
-def _found(folder: Path, about: Checkpoint) -> Checkpoint:
-    """The run to go on with: what the folder holds, or a new one."""
+def begun(model: Looker, arguments: Mapping[str, Any], data: Data, recipe: Recipe, **settings_of: Any) -> Checkpoint:
+    """A run before its first epoch, of a model that was made with these arguments. settings_of: more that decides its
+    losses.
+    """
+    whole = settings(recipe, task=data.name, **settings_of)
+    return Checkpoint(model.name, complete(type(model), arguments), whole, [], labels=data.labels)
+
+
+def _found(folder: Path, about: Checkpoint, kind: type) -> Checkpoint:
+    """The run to go on with: what the folder holds, or a new one. kind: the model's class.
+
+    Runs that were saved with fewer arguments have today's defaults for the others.
+    """
     if not (folder / LAST).exists():
         return about
     state = Checkpoint.load(folder / LAST)
+    with suppress(TypeError):  # another class's
+        state = replace(state, arguments=complete(kind, state.arguments))
     there, asked = ({"kind": one.kind, **one.arguments, **one.settings} for one in (state, about))
     other = [
         f"{name} {there.get(name)} (asked for {asked.get(name)})" for name in asked if there.get(name) != asked[name]

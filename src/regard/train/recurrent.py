@@ -10,7 +10,7 @@ from regard.errors import ModelError
 from regard.mechanisms.recurrent import RecurrentAttention, loss, noise
 from regard.train.checkpoint import Checkpoint
 from regard.train.data import Data
-from regard.train.loop import Recipe, Tell, fit, settings, silent
+from regard.train.loop import Recipe, Tell, begun, fit, silent
 
 
 def train(
@@ -27,18 +27,17 @@ def train(
     """
     torch.manual_seed(recipe.seed)
     model = RecurrentAttention(**arguments)
-    begun = None if start is None else Checkpoint.load(start)
-    if begun is not None:
-        if begun.kind != model.name:
-            raise ModelError(f"{str(start)!r} holds {begun.kind}: give the folder of a run of regard train ram")
-        begun.restore(model)
+    other = None if start is None else Checkpoint.load(start)
+    if other is not None:
+        if other.kind != model.name:
+            raise ModelError(f"{str(start)!r} holds {other.kind}: give the folder of a run of regard train ram")
+        other.restore(model)
 
     def step(index: Tensor, generator: torch.Generator, done: float) -> tuple[Tensor, Tensor]:
         images, labels = data.batch(index, generator)
         seen = model(images, noise(len(images), model.glimpses, generator))
         return loss(seen, labels), (seen.logits.argmax(dim=1) == labels).sum()
 
-    from_where = {} if begun is None else {"start": begun.digest}
-    about = Checkpoint("ram", arguments, settings(recipe, task=data.name, **from_where), [], labels=data.labels)
-    fit(model, step, data.count, recipe, folder, about, tell)
+    from_where = {} if other is None else {"start": other.digest}
+    fit(model, step, data.count, recipe, folder, begun(model, arguments, data, recipe, **from_where), tell)
     return model
