@@ -1,5 +1,7 @@
 """The cascade: what it splits, when it stops, what that costs, and how its thresholds are solved."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -246,6 +248,18 @@ def test_images_that_stopped_are_not_read_again():
     assert batches == [24]
 
 
+@torch.no_grad()
+def test_without_thresholds_none_stops_even_of_those_that_are_certain():
+    model, images = small(3), pictures(6)
+    model.transformer.classify.weight.mul_(1e4)
+    assert bool((exits.confidence(answers(model, images)[:, 0]) == 1).any())
+    assert model.look(images).exits.tolist() == [2] * 6
+    model.set_thresholds([1, 0.5])
+    assert bool((model.look(images).exits > 0).all())
+    model.set_thresholds([0.999, 1])
+    assert 0 in model.look(images).exits.tolist()
+
+
 # training
 
 
@@ -267,7 +281,7 @@ ARGUMENTS = {"classes": 4, "side": 16, "patch": 2, "stages": 2, "keep": [6], "wi
 
 
 def test_training_lowers_the_loss_and_saves_the_thresholds(tmp_path):
-    from regard.train.checkpoint import Checkpoint
+    from regard.train.checkpoint import Checkpoint, looker
 
     data = task()
     model = train(ARGUMENTS, data, RECIPE, tmp_path, share=0.5, warm=0.3)
@@ -281,6 +295,13 @@ def test_training_lowers_the_loss_and_saves_the_thresholds(tmp_path):
     assert torch.equal(again.thresholds, model.thresholds)
     looked = model.look(data.test)
     assert torch.equal(again.look(data.test).logits, looked.logits)
+    for other, line in (({"share": 0.6}, r"share 0.5 \(asked for 0.6\)"), ({"tolerance": 0.1}, "tolerance 0.002")):
+        with pytest.raises(DataError, match=line):
+            train(ARGUMENTS, data, RECIPE, tmp_path, **{"share": 0.5, "warm": 0.3, **other})
+    old = replace(state, settings={k: v for k, v in state.settings.items() if k not in ("share", "tolerance")})
+    old.save(tmp_path / "old.safetensors")
+    loaded, _ = looker(tmp_path / "old.safetensors")
+    assert torch.equal(loaded.look(data.test).logits, looked.logits)
 
 
 def test_a_box_draws_the_attention_to_it(tmp_path):

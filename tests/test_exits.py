@@ -71,6 +71,26 @@ def test_confidences_near_one_do_not_tie():
     assert exits.confidence(logits).unique().numel() == 2
 
 
+def test_a_threshold_of_one_is_no_exit_even_where_confidences_are_one():
+    sure = exits.confidence(torch.tensor([[[80.0, 0.0], [0.0, 90.0]], [[1.0, 0.0], [0.0, 90.0]]]))
+    assert sure[:, 0].tolist() == [1.0, pytest.approx(0.731, abs=1e-3)]
+    assert exits.exits(sure, sure.new_ones(1)).tolist() == [1, 1]
+    assert exits.exits(sure, sure.new_tensor([0.99])).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("stages", [2, 3])
+def test_thresholds_that_are_solved_stop_what_is_saturated(stages):
+    sure, costs = torch.ones(20, stages, dtype=torch.float64), [1.0, 2.0, 3.0][:stages]
+    for thresholds in (
+        exits.for_cost(sure, costs, 1.0),
+        exits.for_accuracy(sure, torch.ones_like(sure, dtype=torch.bool), costs),
+    ):
+        assert exits.mean_cost(sure, thresholds, costs) == 1
+    wrong = torch.ones_like(sure, dtype=torch.bool)
+    wrong[:, :-1] = False  # the early exits are sure, and wrong
+    assert exits.mean_cost(sure, exits.for_accuracy(sure, wrong, costs), costs) == stages
+
+
 def test_confidences_of_another_shape_are_refused():
     with pytest.raises(DataError, match="confidences must"):
         exits.for_cost(torch.rand(4, 3, dtype=torch.float64), [1.0, 2.0], 1.5)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from regard.errors import ShapeError
 from regard.mechanisms._salient import Salient, Stage
-from regard.mechanisms.exits import confidence
+from regard.mechanisms.exits import confidence, going_on
 from regard.mechanisms.looker import Looked, Looker, check_pixels, floats_of
 from regard.mechanisms.stems import EmbeddedStem, PixelStem, Stem
 
@@ -169,7 +169,7 @@ class Cascade(Looker):
             boxes[rows, new], stages[rows, new] = self._boxes(tokens.newest, stage), stage
             if stage + 1 == self.stages:
                 break
-            on = (confidence(seen.logits) < self.thresholds[stage]).nonzero()[:, 0]
+            on = going_on(confidence(seen.logits), self.thresholds[stage]).nonzero()[:, 0]
             if not len(on):
                 break
             rows, tokens, seen = rows[on], tokens.of(on), seen.of(on)
@@ -180,7 +180,9 @@ class Cascade(Looker):
         return Looked(logits, features, boxes, stages, exits, spent, macs)
 
     def set_thresholds(self, thresholds: Sequence[float] | Tensor) -> None:
-        """How sure each stage but the last must be, in [0, 1], for an image to stop there. Raises ShapeError."""
+        """How sure each stage but the last must be, in [0, 1], for an image to stop there; at 1 none does. Raises
+        ShapeError.
+        """
         given = torch.as_tensor(thresholds, dtype=torch.float64)
         if given.shape != self.thresholds.shape or not bool(((given >= 0) & (given <= 1)).all()):
             raise ShapeError(f"expected {self.stages - 1} thresholds in [0, 1], got {given.tolist()}")

@@ -3,7 +3,8 @@
 MSDNet's rule (Huang et al., arXiv 1703.09844): shares q_k = p^k / sum_j p^j of the images stop at exit k; threshold k
 is below the confidence of the N q_k surest that got there, midway to the next; the last exit takes what is left.
 `for_cost` finds the p whose mean cost is the target; `for_accuracy` takes the cheapest thresholds that keep an
-accuracy. Confidences are of double precision: those near 1 must not tie.
+accuracy. Confidences are of double precision: those near 1 must not tie. A threshold of 1 is no exit, even for a
+confidence of 1; one that is solved for images to stop at is below it.
 """
 
 import math
@@ -17,6 +18,7 @@ from regard.errors import DataError
 
 _GRID = {1: 1000, 2: 60}  # quantiles that are tried at each exit, by how many exits have a threshold
 _AT_ONCE = 200  # combinations of thresholds
+_HIGHEST = math.nextafter(1, 0)  # threshold at which an image can stop
 
 
 def confidence(logits: Float[Tensor, "... k"]) -> Float[Tensor, "..."]:
@@ -24,10 +26,14 @@ def confidence(logits: Float[Tensor, "... k"]) -> Float[Tensor, "..."]:
     return logits.double().softmax(dim=-1).amax(dim=-1)
 
 
+def going_on(sure: Float[Tensor, "*shape"], thresholds: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    """Which images do not stop: those less sure than the threshold, and all where it is 1."""
+    return (sure < thresholds) | (thresholds >= 1)
+
+
 def exits(sure: Float[Tensor, "n s"], thresholds: Float[Tensor, "... t"]) -> Int[Tensor, "... n"]:
     """Where each image stops. sure: its confidence at each exit. thresholds: of each exit but the last."""
-    go_on = sure[:, :-1] < thresholds[..., None, :]
-    return go_on.long().cumprod(dim=-1).sum(dim=-1)
+    return going_on(sure[:, :-1], thresholds[..., None, :]).long().cumprod(dim=-1).sum(dim=-1)
 
 
 def for_shares(sure: Float[Tensor, "n s"], shares: Sequence[float]) -> Float[Tensor, " t"]:
@@ -37,9 +43,9 @@ def for_shares(sure: Float[Tensor, "n s"], shares: Sequence[float]) -> Float[Ten
         due += share * len(sure)
         count = min(round(due) - int((~left).sum()), int(left.sum()))
         ranked = sure[left, exit].sort(descending=True).values
-        between = ranked[max(0, count - 1) : count + 1].mean()
+        between = ranked[max(0, count - 1) : count + 1].mean().clamp(max=_HIGHEST)
         found.append(between if count > 0 else torch.ones((), dtype=sure.dtype))
-        left &= sure[:, exit] < found[-1]
+        left &= going_on(sure[:, exit], found[-1])
     return torch.stack(found) if found else sure.new_zeros(0)
 
 
@@ -69,7 +75,10 @@ def for_accuracy(
         raise DataError(f"right must be of the shape of the confidences, {tuple(sure.shape)}, got {tuple(right.shape)}")
     least = float(right[:, -1].double().mean()) if least is None else least
     tried = torch.linspace(0, 1, _GRID.get(len(costs) - 1, 20), dtype=sure.dtype)
-    axes = [torch.cat((sure[:, exit].quantile(tried), sure.new_ones(1))) for exit in range(len(costs) - 1)]
+    axes = [
+        torch.cat((sure[:, exit].quantile(tried).clamp(max=_HIGHEST), sure.new_ones(1)))
+        for exit in range(len(costs) - 1)
+    ]
     combined = torch.cartesian_prod(*axes).view(-1, len(axes)) if axes else sure.new_zeros(1, 0)
     best, cheapest, most = None, math.inf, 0.0
     price = torch.tensor(list(costs), dtype=torch.float64)

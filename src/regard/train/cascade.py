@@ -78,7 +78,7 @@ def train(
                 total = total + GUIDE * drawn(share, overlapping(one.boxes, boxes)) / len(seen)
         return total + loss(logits, labels), (logits[-1].argmax(dim=1) == labels).sum()
 
-    about = begun(model, arguments, data, recipe, warm=warm)
+    about = begun(model, arguments, data, recipe, warm=warm, tolerance=tolerance, share=share)
     state = fit(model, step, data.count, recipe, folder, about, tell)
     solve(model, data.held, data.held_labels, tolerance, share)
     replace(state, tensors=state.tensors | {"model.thresholds": model.thresholds.clone()}).save(folder / LAST)
