@@ -1,8 +1,10 @@
-"""One contract for every trained mechanism that chooses where to look. A new one needs an entry in TINY."""
+"""One contract for every trained mechanism that chooses where to look. A new one needs entries in TINY."""
 
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,32 +33,63 @@ def vision() -> VisionTransformer:
     return VisionTransformer(20, 4, 16, 5, 2, 24, channels=1)
 
 
-def cascade() -> Cascade:
-    made = Cascade(5, 1, 16, patch=2, stages=3, keep=[2, 3], width=16, depth=2, heads=2)
-    made.set_thresholds([0.5, 0.5])
+def other_vision() -> VisionTransformer:
+    return VisionTransformer(24, 8, 24, 7, 3, 16, channels=3, registers=2, layer_scale=True, gated=True)
+
+
+def cascade(*arguments: Any, **others: Any) -> Cascade:
+    made = Cascade(*arguments, **others)
+    made.set_thresholds([0.5] * (made.stages - 1))
     return made
 
 
-# what makes a small one, and the pixels of a side that it is shown
-TINY = {
-    "RecurrentAttention": (lambda: RecurrentAttention(5, 1, glimpses=3, glimpse=4, scales=2, hidden=16), 23),
-    "Cascade": (cascade, 16),
-    "StaticViT": (lambda: StaticViT(vision(), 5), 20),
-    "DynamicViT": (lambda: DynamicViT(vision(), 5), 20),
-    "AViT": (lambda: AViT(vision(), 5, gate=2, centre=3), 20),
-    "EViT": (lambda: EViT(vision(), 5), 20),
-    "FoveaTer": (
-        lambda: FoveaTer(5, 1, dim=16, depth=2, heads=2, glimpses=3, threshold=0.3, levels=3, inhibit=0.1),
-        100,
+# what makes small ones, unlike one another, and the pixels of a side that each is shown
+GAZE: dict[str, Any] = {"strides": (1, 2), "grids": (2, 3), "token": 4, "view": 16}
+TINY: dict[str, tuple[tuple[Callable[[], Looker], int], ...]] = {
+    "RecurrentAttention": (
+        (lambda: RecurrentAttention(5, 1, glimpses=3, glimpse=4, scales=2, hidden=16), 23),
+        (lambda: RecurrentAttention(4, 3, glimpses=5, glimpse=3, hidden=12, core="lstm", policy="random"), 14),
     ),
-    "GazeViT": (lambda: GazeViT(5, 1, 16, 2, 2, strides=(1, 2), grids=(2, 3), token=4, view=16), 23),
-    "PerViT": (lambda: PerViT(5, 1, side=20, patch=4, dim=16, depth=2, heads=2), 20),
+    "Cascade": (
+        (lambda: cascade(5, 1, 16, patch=2, stages=3, keep=[2, 3], width=16, depth=2, heads=2), 16),
+        (lambda: cascade(4, 3, 16, 4, 2, width=8, depth=3, heads=4, expand=2, reuse=False, first=0), 16),
+        (lambda: cascade(4, 3, 16, 4, 1, width=8, depth=1, heads=4, first=0), 16),
+    ),
+    "StaticViT": ((lambda: StaticViT(vision(), 5), 20), (lambda: StaticViT(other_vision(), 4), 24)),
+    "DynamicViT": (
+        (lambda: DynamicViT(vision(), 5), 20),
+        (lambda: DynamicViT(other_vision(), 4, keep=0.5, layers=(2, 6)), 24),
+    ),
+    "AViT": (
+        (lambda: AViT(vision(), 5, gate=2, centre=3), 20),
+        (lambda: AViT(other_vision(), 4, gate=1, centre=1, eps=0.2), 24),
+    ),
+    "EViT": (
+        (lambda: EViT(vision(), 5), 20),
+        (lambda: EViT(other_vision(), 4, keep=0.4, layers=(1, 5), fuse=False), 24),
+    ),
+    "FoveaTer": (
+        (lambda: FoveaTer(5, 1, dim=16, depth=2, heads=2, glimpses=3, threshold=0.3, levels=3, inhibit=0.1), 100),
+        (lambda: FoveaTer(4, 3, dim=8, depth=3, heads=4, glimpses=2, regions="polar", levels=2), 70),
+        (lambda: FoveaTer(4, 3, dim=8, depth=1, heads=1, regions="all"), 70),
+    ),
+    "GazeViT": (
+        (lambda: GazeViT(5, 1, 16, 2, 2, **GAZE), 23),
+        (lambda: GazeViT(4, 3, 8, 1, 4, strides=(1, 3), grids=(3, 3), token=2, view=32), 30),
+        (lambda: GazeViT(4, 3, 8, 3, 1, **GAZE, reading="all"), 23),
+    ),
+    "PerViT": (
+        (lambda: PerViT(5, 1, side=20, patch=4, dim=16, depth=2, heads=2), 20),
+        (lambda: PerViT(4, 3, side=12, patch=2, dim=12, depth=3, heads=3, attention="plain"), 12),
+    ),
 }
+EVERY = [f"{name}-{number}" for name, several in TINY.items() for number in range(len(several))]
 
 
 def made(name: str) -> tuple[Looker, int]:
     torch.manual_seed(7)
-    make, side = TINY[name]
+    kind, number = name.split("-")
+    make, side = TINY[kind][int(number)]
     looker = make().eval()
     with torch.no_grad():
         for value in looker.parameters():
@@ -80,7 +113,7 @@ def test_every_mechanism_is_here():
     assert found == set(TINY)
 
 
-@pytest.fixture(params=sorted(TINY))
+@pytest.fixture(params=EVERY)
 def looker(request):
     return made(request.param)
 
@@ -136,6 +169,22 @@ def test_an_image_does_not_depend_on_its_neighbours(looker):
             assert getattr(whole, name)[place] == getattr(alone, name)[0]
         ours, theirs = whole.stages[place] >= 0, alone.stages[0] >= 0
         torch.testing.assert_close(whole.boxes[place, ours], alone.boxes[0, theirs])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_no_images_are_looked_at_like_some(looker, dtype):
+    it, side = looker
+    some, none = it.look(pixels(it, side, 2).to(dtype)), it.look(pixels(it, side, 0).to(dtype))
+    for name, value in vars(none).items():
+        there = getattr(some, name)
+        if value is None:
+            assert there is None
+        else:
+            assert len(value) == 0, name
+            assert (value.ndim, value.dtype) == (there.ndim, there.dtype), name
+    assert none.logits.shape[1] == some.logits.shape[1]
+    assert none.boxes.shape[1:] == (none.stages.shape[1], 4)
 
 
 @torch.no_grad()

@@ -84,7 +84,8 @@ def pooled(cells: Float[Tensor, "b n c"], region: Int[Tensor, "b n"], count: int
     places = ((corner + 0.5) / size).expand(batch, -1, -1)
     row = region + torch.arange(batch, device=cells.device)[:, None] * count
     whole = torch.cat((cells, places, cells.new_ones(batch, n, 1)), dim=2).flatten(0, 1)
-    sums = whole.new_zeros(batch * count, channels + 3).index_add(0, row.flatten(), whole).view(batch, count, -1)
+    sums = whole.new_zeros(batch * count, channels + 3).index_add(0, row.flatten(), whole)
+    sums = sums.unflatten(0, (batch, count))
     sizes = sums[..., -1:]
     means = sums[..., :-1] / sizes.clamp(min=1)
     return Pooled(means[..., :channels], sizes[..., 0].long(), means[..., channels:])
