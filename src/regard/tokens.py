@@ -1,6 +1,6 @@
 """The two nouns that every decision is made from: what left an eye, and what was asked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -142,11 +142,16 @@ class VisualTokens:
         # not a matrix product, whose rounding depends on a token's place and on the batch
         return (space.to(dtype) * question.mean().to(dtype)[:, None]).sum(dim=2)
 
+    def to(self, device: torch.device) -> "VisualTokens":
+        """The same tokens on another device."""
+        return self._each(lambda value: value.to(device))
+
     def images(self, rows: Int[Tensor, " r"]) -> "VisualTokens":
         """The tokens of a part of the batch."""
-        parts = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                parts[f.name] = value[rows]
-        return replace(self, **parts, scores={name: score[rows] for name, score in self.scores.items()})
+        return self._each(lambda value: value[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "VisualTokens":
+        """With every tensor changed."""
+        whole = {f.name: getattr(self, f.name) for f in fields(self)}
+        parts = {name: change(value) for name, value in whole.items() if isinstance(value, Tensor)}
+        return replace(self, **parts, scores={name: change(score) for name, score in self.scores.items()})

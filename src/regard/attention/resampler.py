@@ -59,20 +59,26 @@ class PerceiverResampler(Layer):
             self.blocks.append(_Block(attention, FeedForward(dim, hidden, activation, norm, eps), norm, eps))
         self.norm = norm_layer(norm, dim, eps)
 
-    def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "..."] | None = None) -> Float[Tensor, "b l d"]:
-        """x: media (B, N, D). mask: (B, N) or (B, latents, N), True = may be seen."""
-        z, mask = self._started(x, mask)
+    def forward(
+        self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "..."] | None = None, count: int | None = None
+    ) -> Float[Tensor, "b l d"]:
+        """x: media (B, N, D). mask: (B, N) or (B, latents, N), True = may be seen. count: of the latents used."""
+        z, mask = self._started(x, mask, count)
         for block in self.blocks:
             z = block(z, x, mask)
         return self.norm(z)
 
     def weights(
-        self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "..."] | None = None, layer: int = -1
+        self,
+        x: Float[Tensor, "b n d"],
+        mask: Bool[Tensor, "..."] | None = None,
+        layer: int = -1,
+        count: int | None = None,
     ) -> Float[Tensor, "b h l k"]:
         """Of one block, from 0 or from the end: (B, H, latents, N + latents), rows that sum to 1, media first."""
         if not -len(self.blocks) <= layer < len(self.blocks):
             raise ShapeError(f"layer must be in [{-len(self.blocks)}, {len(self.blocks)}), got {layer}")
-        z, mask = self._started(x, mask)
+        z, mask = self._started(x, mask, count)
         place = layer % len(self.blocks)
         for block in self.blocks[:place]:
             z = block(z, x, mask)
@@ -80,14 +86,17 @@ class PerceiverResampler(Layer):
         assert isinstance(found, _Block)
         return found.attention.weights(*found.read(z, x), mask)
 
-    def _started(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _started(self, x: Tensor, mask: Tensor | None, count: int | None) -> tuple[Tensor, Tensor | None]:
         """The latents of each row, and the mask of media and latents."""
         latents, dim = self.latents.shape
+        if count is not None and not 1 <= count <= latents:
+            raise ShapeError(f"count must be from 1 to the {latents} latents, got {count}")
+        latents = latents if count is None else count
         check_input("x", x, dim)
         checked_mask(mask, len(x), latents, x.shape[1])
         if mask is not None:
             mask = torch.cat((mask, mask.new_ones(*mask.shape[:-1], latents)), dim=-1)
-        return self.latents.expand(len(x), -1, -1), mask
+        return self.latents[:latents].expand(len(x), -1, -1), mask
 
     @classmethod
     def from_transformers(cls, module: Any) -> "PerceiverResampler":

@@ -16,6 +16,16 @@ class Eye(Protocol):
         """What it is called in records."""
         ...
 
+    @property
+    def width(self) -> int:
+        """Of its tokens' features."""
+        ...
+
+    @property
+    def asked(self) -> int:
+        """Width of its questions' features; 0 where it hears none."""
+        ...
+
     def look(self, image: "Image") -> "VisualTokens":
         """Encode one image, once for any number of questions: tokens with a batch of 1."""
         ...

@@ -1,0 +1,42 @@
+"""The mechanisms that stand between an eye and a language model, one a file, and the allocators by their names."""
+
+import inspect
+from typing import Any
+
+from regard.allocate import catalogue as allocators
+from regard.errors import ModelError
+from regard.vlm.bridges.bridge import Bridge, Bridged
+from regard.vlm.bridges.cascade import CascadeBridge
+from regard.vlm.bridges.projector import Projector
+from regard.vlm.bridges.qformer import QueryBridge
+from regard.vlm.bridges.recurrent import RecurrentBridge
+from regard.vlm.bridges.resampler import ResamplerBridge
+
+__all__ = ["Bridge", "Bridged", "catalogue", "load"]
+
+KINDS: dict[str, type[Bridge]] = {
+    kind.name: kind for kind in (CascadeBridge, Projector, QueryBridge, RecurrentBridge, ResamplerBridge)
+}
+ALL = "all"  # every token, by an MLP each
+
+
+def catalogue() -> tuple[str, ...]:
+    """The names of all mechanisms: `all`, those that make new tokens, and every allocator."""
+    return (ALL, *sorted(KINDS.keys() - {Projector.name}), *allocators())
+
+
+def load(name: str, width: int, dim: int, asked: int = 0, **arguments: Any) -> Bridge:
+    """The bridge of this name, from features of `width` to a language model of `dim`. asked: width of the eye's
+    questions, for those that hear them. Raises ModelError where there is no such name or argument.
+    """
+    if name not in catalogue():
+        raise ModelError(f"no mechanism is named {name!r}: the names are {', '.join(catalogue())}")
+    kind = KINDS.get(name, Projector)
+    if kind is Projector:
+        arguments = {"allocator": None if name == ALL else name, **arguments}
+    if "asked" in inspect.signature(kind).parameters:
+        arguments = {"asked": asked, **arguments}
+    try:
+        return kind(width, dim, **arguments)
+    except TypeError as error:
+        raise ModelError(f"mechanism {name}: {error}") from error
