@@ -47,14 +47,6 @@ class EmbeddedEye:
     pyramid: bool = True
 
     @property
-    def width(self) -> int:
-        return 1280
-
-    @property
-    def asked(self) -> int:
-        return 1000
-
-    @property
     def name(self) -> str:
         return "embedded (EfficientNet-Lite0 and MiniLM)"
 
