@@ -4,6 +4,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,25 @@ def test_an_image_does_not_depend_on_its_neighbours(looker):
             assert getattr(whole, name)[place] == getattr(alone, name)[0]
         ours, theirs = whole.stages[place] >= 0, alone.stages[0] >= 0
         torch.testing.assert_close(whole.boxes[place, ours], alone.boxes[0, theirs])
+
+
+@torch.no_grad()
+def test_what_it_makes_is_made_where_the_images_are(looker):
+    """On the device of the images, not on the default one: here that is a device whose tensors fit no others."""
+    it, side = looker
+    images, places = pixels(it, side, 3), torch.tensor([[0.1, -0.4], [0.9, 0.2], [-1.0, 1.0]])
+    looks = [it.look]
+    with suppress(ModelError):  # where it takes no fixation
+        it.look_at(images, places)
+        looks.append(lambda images: it.look_at(images, places))
+    for look in looks:
+        here = look(images)  # what depends on no image is made once, and kept
+        with torch.device("meta"):
+            there = look(images)
+        for name, value in vars(there).items():
+            if value is not None:
+                assert value.device == images.device, name
+                assert torch.equal(value.nan_to_num(), getattr(here, name).nan_to_num()), name
 
 
 @torch.no_grad()

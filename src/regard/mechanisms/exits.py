@@ -38,13 +38,13 @@ def exits(sure: Float[Tensor, "n s"], thresholds: Float[Tensor, "... t"]) -> Int
 
 def for_shares(sure: Float[Tensor, "n s"], shares: Sequence[float]) -> Float[Tensor, " t"]:
     """Thresholds at which such shares of the images stop at each exit."""
-    left, found, due = torch.ones(len(sure), dtype=torch.bool), [], 0.0
+    left, found, due = torch.ones_like(sure[:, 0], dtype=torch.bool), [], 0.0
     for exit, share in enumerate(shares[:-1]):
         due += share * len(sure)
         count = min(round(due) - int((~left).sum()), int(left.sum()))
         ranked = sure[left, exit].sort(descending=True).values
         between = ranked[max(0, count - 1) : count + 1].mean().clamp(max=_HIGHEST)
-        found.append(between if count > 0 else torch.ones((), dtype=sure.dtype))
+        found.append(between if count > 0 else sure.new_ones(()))
         left &= going_on(sure[:, exit], found[-1])
     return torch.stack(found) if found else sure.new_zeros(0)
 
@@ -74,14 +74,14 @@ def for_accuracy(
     if right.shape != sure.shape:
         raise DataError(f"right must be of the shape of the confidences, {tuple(sure.shape)}, got {tuple(right.shape)}")
     least = float(right[:, -1].double().mean()) if least is None else least
-    tried = torch.linspace(0, 1, _GRID.get(len(costs) - 1, 20), dtype=sure.dtype)
+    tried = torch.linspace(0, 1, _GRID.get(len(costs) - 1, 20), dtype=sure.dtype, device=sure.device)
     axes = [
         torch.cat((sure[:, exit].quantile(tried).clamp(max=_HIGHEST), sure.new_ones(1)))
         for exit in range(len(costs) - 1)
     ]
     combined = torch.cartesian_prod(*axes).view(-1, len(axes)) if axes else sure.new_zeros(1, 0)
     best, cheapest, most = None, math.inf, 0.0
-    price = torch.tensor(list(costs), dtype=torch.float64)
+    price = sure.new_tensor(list(costs), dtype=torch.float64)
     for part in combined.split(_AT_ONCE):
         where = exits(sure, part)
         good = right.expand(len(part), -1, -1).gather(2, where[..., None])[..., 0].double().mean(dim=1)
@@ -96,7 +96,7 @@ def for_accuracy(
 
 def mean_cost(sure: Float[Tensor, "n s"], thresholds: Float[Tensor, " t"], costs: Sequence[float]) -> float:
     """What an image costs at these thresholds."""
-    return float(torch.tensor(list(costs), dtype=torch.float64)[exits(sure, thresholds)].mean())
+    return float(sure.new_tensor(list(costs), dtype=torch.float64)[exits(sure, thresholds)].mean())
 
 
 def geometric(log_p: float, count: int) -> list[float]:

@@ -66,7 +66,7 @@ class Frozen:
     def __call__(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
         height, width = pixels.shape[2:]
         padded = F.pad(pixels, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
-        return self.net.cells((padded * 255 - 127) / 128, MIDDLE)
+        return self.net.cells((padded.cpu() * 255 - 127) / 128, MIDDLE).to(pixels.device)
 
     def macs(self, height: int, width: int) -> int:
         return self.net.cells_macs(height + -height % STRIDE, width + -width % STRIDE, MIDDLE)
@@ -187,7 +187,7 @@ class FoveaTer(Looker):
         at = cells.new_zeros(batch, 2) if fixations is None else fixations
         check_fixations(at, batch)
         at = (at + 1) * at.new_tensor(share) - 1  # places on the grid from here on
-        past, active, turns, sums = at[:, None], torch.arange(batch), [], torch.zeros(())
+        past, active, turns, sums = at[:, None], torch.arange(batch, device=at.device), [], at.new_zeros(())
         for turn in range(self.glimpses):
             seen = self.glimpse(cells, grid, past[:, -1])
             sums = sums + seen.read.logits
@@ -223,9 +223,9 @@ class FoveaTer(Looker):
         logits = torch.zeros_like(first.read.logits)
         features = first.read.tokens.new_zeros(batch, len(turns), count, self.reader.dim)
         boxes = features.new_zeros(batch, len(turns), count, 4)
-        stages = torch.full((batch, len(turns), count), -1)
+        stages = features.new_full((batch, len(turns), count), -1, dtype=torch.long)
         fixations = features.new_full((batch, len(turns), 2), torch.nan)
-        exits = torch.zeros(batch, dtype=torch.long)
+        exits = features.new_zeros(batch, dtype=torch.long)
         for turn, (active, seen, now) in enumerate(turns):
             logits[active], exits[active] = now, turn
             features[active, turn], boxes[active, turn] = seen.read.tokens, held(seen.region, count, grid)

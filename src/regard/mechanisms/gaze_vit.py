@@ -159,7 +159,7 @@ class GazeViT(Looker):
         elif fixations is not None:
             raise ModelError("the twin that reads all tokens takes no fixation: look without one")
         read, gazed = self(pixels, fixations)
-        each = torch.ones(batch, dtype=torch.long)
+        each = torch.ones(batch, dtype=torch.long, device=pixels.device)
         return Looked(
             read.logits,
             read.tokens,
@@ -185,17 +185,15 @@ class GazeViT(Looker):
         side, (height, width) = token * stride, pixels.shape[2:]
         whole = F.avg_pool2d(F.pad(floats_of(pixels, self.embed.weight), (0, -width % side, 0, -height % side)), stride)
         cells = whole.unflatten(3, (-1, token)).unflatten(2, (-1, token))
-        rows, columns = cells.shape[2], cells.shape[4]
         patches = cells.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-        boxes = grid_boxes(_edges(width, side, columns), _edges(height, side, rows)).to(pixels.device)
-        boxes = boxes.view(1, -1, 4).expand(len(pixels), -1, -1)
+        across, down = (
+            torch.arange(count + 1, device=pixels.device).mul(side).clamp(max=size) / size
+            for count, size in ((cells.shape[4], width), (cells.shape[2], height))
+        )
+        boxes = grid_boxes(across, down).expand(len(pixels), -1, -1)
         return Gazed(patches, boxes, torch.ones(boxes.shape[:2], dtype=torch.bool, device=pixels.device))
 
 
 def centre_of(boxes: Float[Tensor, "b 4"]) -> Float[Tensor, "b 2"]:
     """Where a gaze at a box is, x and y in [-1, 1]."""
     return boxes[:, :2] + boxes[:, 2:] - 1
-
-
-def _edges(side: int, step: int, cells: int) -> Float[Tensor, " n"]:
-    return torch.arange(cells + 1).mul(step).clamp(max=side) / side

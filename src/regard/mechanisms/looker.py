@@ -84,11 +84,13 @@ class Looker(nn.Module, ABC):
         read = picture if self.side is None else picture.resize((self.side, self.side), PIL.Image.Resampling.BICUBIC)
         array = np.array(read if self.channels == 3 else read.convert("L"))
         pixels = torch.from_numpy(array).view(read.height, read.width, self.channels).permute(2, 0, 1)[None]
+        device = next(self.parameters()).device
         with torch.no_grad():
             if fixation is None:
-                looked = self.eval().look(pixels, seed)
+                looked = self.eval().look(pixels.to(device), seed)
             else:
-                looked = self.eval().look_at(pixels, torch.tensor([fixation]) * 2 - 1, seed)
+                place = torch.tensor([fixation], device=device) * 2 - 1
+                looked = self.eval().look_at(pixels.to(device), place, seed)
         seconds = time.perf_counter() - start
         if labels and len(labels) != looked.logits.shape[1]:
             raise ModelError(f"expected names for {looked.logits.shape[1]} classes, got {len(labels)}")

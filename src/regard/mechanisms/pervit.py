@@ -103,13 +103,13 @@ class PerViT(Looker):
         """Every token, in every block; stages are all 0."""
         logits, x = self(pixels)
         batch, count, _ = x.shape
-        edges = torch.linspace(0, 1, self.grid[0] + 1)
-        each = torch.ones(batch, dtype=torch.long)
+        edges = torch.linspace(0, 1, self.grid[0] + 1, device=x.device)
+        each = torch.ones(batch, dtype=torch.long, device=x.device)
         return Looked(
             logits,
             x,
             grid_boxes(edges, edges).expand(batch, -1, -1),
-            torch.zeros(batch, count, dtype=torch.long),
+            torch.zeros(batch, count, dtype=torch.long, device=x.device),
             each * 0,
             each * count,
             each * self.macs,

@@ -134,12 +134,15 @@ class RecurrentAttention(Looker):
         """Look `copies` times, with other first locations and draws each, the same for all images: a class has the mean
         of its probabilities, and the glimpses are those of the first copy.
         """
-        return self._looked(pixels, noise(copies, self.glimpses, torch.Generator().manual_seed(seed)), None)
+        return self._looked(pixels, self._draws(copies, seed), None)
 
     def look_at(self, pixels: Tensor, fixations: Float[Tensor, "b 2"], seed: int = 0) -> Looked:
         """As `look`, with the first glimpse of every copy at these places."""
         check_fixations(fixations, len(pixels))
-        return self._looked(pixels, noise(COPIES, self.glimpses, torch.Generator().manual_seed(seed)), fixations)
+        return self._looked(pixels, self._draws(COPIES, seed), fixations)
+
+    def _draws(self, copies: int, seed: int) -> Float[Tensor, "c t 2"]:
+        return noise(copies, self.glimpses, torch.Generator().manual_seed(seed)).to(self.locate.weight)
 
     def _looked(self, pixels: Tensor, draws: Float[Tensor, "c t 2"], first: Float[Tensor, "b 2"] | None) -> Looked:
         check_pixels(pixels, self.channels)
@@ -153,8 +156,8 @@ class RecurrentAttention(Looker):
         centres = (runs[0].locations + 1) / 2
         half = self.glimpse * 2 ** (self.scales - 1) / 2 / centres.new_tensor((width, height))
         boxes = torch.cat((centres - half, centres + half), dim=-1).clamp(0, 1)
-        turns = torch.arange(self.glimpses).expand(batch, -1)
-        each = torch.ones(batch, dtype=torch.long)
+        turns = torch.arange(self.glimpses, device=centres.device).expand(batch, -1)
+        each = torch.ones_like(turns[:, 0])
         return Looked(
             logits,
             runs[0].states,
@@ -192,6 +195,8 @@ def loss(seen: Glimpses, labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
 
 
 def noise(batch: int, glimpses: int, generator: torch.Generator | None = None) -> Float[Tensor, "b t 2"]:
-    """What `forward` needs: a uniform first location, and a normal draw for each next."""
-    first = torch.rand(batch, 1, 2, generator=generator) * 2 - 1
-    return torch.cat((first, torch.randn(batch, glimpses - 1, 2, generator=generator)), dim=1)
+    """What `forward` needs: a uniform first location, and a normal draw for each next. On the CPU, whose draws are the
+    same for every device.
+    """
+    first = torch.rand(batch, 1, 2, generator=generator, device="cpu") * 2 - 1
+    return torch.cat((first, torch.randn(batch, glimpses - 1, 2, generator=generator, device="cpu")), dim=1)

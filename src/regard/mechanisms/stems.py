@@ -56,7 +56,7 @@ class EmbeddedStem:
         return EfficientNetLite0.installed()
 
     def __call__(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n f"]:
-        cells = self.net.cells((pixels * 255 - 127) / 128, MIDDLE)
+        cells = self.net.cells((pixels.cpu() * 255 - 127) / 128, MIDDLE).to(pixels.device)
         return _parted(cells, 2)
 
     def macs(self, height: int, width: int) -> int:
