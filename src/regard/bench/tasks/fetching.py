@@ -41,17 +41,26 @@ def kept(what: str, name: str, sha256: str, command: Sequence[str], refusal: str
         got = next(Path(place).iterdir(), None)
         if got is None:
             raise DataError(refusal)
-        checked(what, sha256, got.read_bytes())
+        wrong = _difference(what, sha256, got.read_bytes())
+        if wrong:
+            raise DataError(f"{wrong}: get that version")
         got.replace(target)
     return target
 
 
-def checked(what: str, sha256: str, blob: bytes) -> bytes:
-    """The same bytes, if they have this SHA-256. Raises DataError."""
-    got = hashlib.sha256(blob).hexdigest()
-    if got != sha256:
-        raise DataError(f"{what} has the SHA-256 {got[:16]}..., expected {sha256[:16]}...: get that version")
+def checked(what: str, sha256: str, path: Path) -> bytes:
+    """The bytes of a file, if they have this SHA-256. Raises DataError."""
+    blob = read(path)
+    wrong = _difference(what, sha256, blob)
+    if wrong:
+        raise DataError(f"{wrong}: get that version, and remove {str(path)!r}")
     return blob
+
+
+def _difference(what: str, sha256: str, blob: bytes) -> str:
+    """What is wrong with bytes that have another SHA-256, or nothing."""
+    got = hashlib.sha256(blob).hexdigest()
+    return "" if got == sha256 else f"{what} has the SHA-256 {got[:16]}..., expected {sha256[:16]}..."
 
 
 def read(path: Path) -> bytes:

