@@ -89,6 +89,16 @@ class EfficientNetLite0:
 
     def features(self, pixels: Float[Tensor, "1 3 H W"], scale: int = 1) -> Float[Tensor, "h w 1280"]:
         """Features of pixels in [-1, 1], sides multiples of 32, seen at `scale` times their size: (H/32*scale, ...)."""
+        return self._last(self._middle(pixels, scale))
+
+    def detailed(self, pixels: Float[Tensor, "1 3 H W"]) -> tuple[Float[Tensor, "h w 1280"], Float[Tensor, "h w 448"]]:
+        """The features, and of each cell what its 2 x 2 of stride 16 were in the middle of the network."""
+        middle = self._middle(pixels, 1)
+        cells = middle[0].unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(1, 3, 2, 4, 0).flatten(2)
+        return self._last(middle), cells
+
+    def _middle(self, pixels: Tensor, scale: int) -> Float[Tensor, "1 112 h w"]:
+        """Strip by strip up to stride 8, then the whole up to the last of stride 16."""
         height, width = pixels.shape[-2:]
         rows = max(1, _STRIP // (width * scale * scale * STRIDE)) * STRIDE
         strips = []
@@ -100,7 +110,12 @@ class EfficientNetLite0:
             first = above * scale // 8
             strips.append(self._early(strip)[:, :, first : first + (bottom - top) * scale // 8])
         x = torch.cat(strips, dim=2).contiguous(memory_format=torch.channels_last)
-        for block in self._blocks[_EARLY:]:
+        for block in self._blocks[_EARLY:MIDDLE]:
+            x = block(x)
+        return x
+
+    def _last(self, x: Tensor) -> Float[Tensor, "h w 1280"]:
+        for block in self._blocks[MIDDLE:]:
             x = block(x)
         return self._head(x).clamp_(0, 6)[0].permute(1, 2, 0)
 

@@ -47,6 +47,14 @@ class EmbeddedEye:
     pyramid: bool = True
 
     @property
+    def width(self) -> int:
+        return 1280
+
+    @property
+    def asked(self) -> int:
+        return 1000
+
+    @property
     def name(self) -> str:
         return "embedded (EfficientNet-Lite0 and MiniLM)"
 
@@ -62,26 +70,31 @@ class EmbeddedEye:
     def _classes(self) -> Float[Tensor, "1000 384"]:
         return class_vectors()
 
-    @torch.no_grad()
     def look(self, image: Image.Image) -> VisualTokens:
         """Encode an RGB image: features (1, N, 1280), aligned (1, N, 1000), on a grid of 32 x 32 pixels a token.
 
         The last row and column stand for what is left of the image; their boxes say so.
         """
+        return self.detailed(image)[0]
+
+    @torch.no_grad()
+    def detailed(self, image: Image.Image) -> tuple[VisualTokens, Float[Tensor, "1 n 448"]]:
+        """What `look` gives, and finer features of each token, from the middle of the network: 2 x 2 of 112."""
         image = image.convert("RGB")
         if max(image.size) > self.longest:
             image.thumbnail((self.longest, self.longest), Image.Resampling.LANCZOS, reducing_gap=2.0)
         pixels = _pixels(image)
-        features = self._net.features(pixels)
+        features, middle = self._net.detailed(pixels)
         aligned = _smooth(self._seen(pixels, self._net.logits(features)))
         aligned = aligned - aligned.mean(dim=(0, 1))
         h, w = features.shape[:2]
-        return VisualTokens(
+        tokens = VisualTokens(
             features.flatten(0, 1)[None],
             grid_boxes(_edges(image.width, w), _edges(image.height, h)),
             aligned=aligned.flatten(0, 1)[None],
             grid=(1, h, w),
         )
+        return tokens, middle.flatten(0, 1)[None]
 
     def _seen(self, pixels: Float[Tensor, "1 3 H W"], own: Float[Tensor, "h w c"]) -> Float[Tensor, "h w c"]:
         """Logits of a far look (longest side about 512), a near one (about 1024) and, of a larger image, its own."""
