@@ -137,6 +137,44 @@ def test_show_writes_three_files(regard, run, image, tmp_path):
     assert trace.labels == ("a", "b", "c")
 
 
+def test_the_first_fixation_of_a_file_is_where_it_looks(regard, run, image, tmp_path):
+    file = tmp_path / "gaze.csv"
+    file.write_text("time,x,y\n0.1,0.25,0.75\n0.2,0.5,0.5\n")
+    code, _, _ = regard("show", run, image, "--out", tmp_path / "seen", "--fixations", file)
+    assert code == 0
+    trace = Record.load(tmp_path / "seen" / "record.json").trace
+    assert trace is not None
+    assert trace.fixations[0] == (0.25, 0.75)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (None, "cannot read the fixations"),
+        ("a,b\n1,2\n", "must have columns x and y, it has a, b"),
+        ("x,y\n0.5,1.5\n", "line 2: x and y must be numbers in [0, 1], got '1.5'"),
+        ("x,y\n", "has no fixation"),
+        ("", "must have columns x and y"),
+        ("x,y\n0.5,\x00\n", "gaze.csv"),
+    ],
+)
+def test_a_file_of_fixations_that_cannot_be_read_is_one_line(regard, run, image, tmp_path, text, line):
+    file = tmp_path / "gaze.csv"
+    if text is not None:
+        file.write_text(text)
+    code, _, err = regard("show", run, image, "--out", tmp_path / "seen", "--fixations", file)
+    assert code == 1
+    assert line in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "seen").exists()
+
+
+def test_a_fixation_is_given_once(regard, run, image, tmp_path):
+    code, _, err = regard("show", run, image, "--fixation", "0.5,0.5", "--fixations", tmp_path / "gaze.csv")
+    assert code == 2
+    assert "give one of them" in err
+
+
 @pytest.mark.parametrize(
     ("more", "code", "line"),
     [

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from regard.cli._shared import Progress, check_writable, checked_fixation
+from regard.cli._shared import Progress, UsageError, check_writable, checked_fixation
+from regard.errors import DataError
 
 
 def show(
@@ -13,6 +14,10 @@ def show(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture.", show_default=False)],
     fixation: Annotated[
         str | None, typer.Option(help="Where to look first, x,y from 0 to 1.", show_default=False)
+    ] = None,
+    fixations: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The same, the first of a tracker's: CSV with x and y.", show_default=False),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for record.json, path.png and glimpses.png.")] = Path("regard-show"),
     seed: Annotated[int, typer.Option(help="For what is drawn.")] = 0,
@@ -25,7 +30,9 @@ def show(
     from regard.report.pictures import png
     from regard.train.checkpoint import looker
 
-    place = checked_fixation(fixation)
+    if fixation is not None and fixations is not None:
+        raise UsageError("--fixation and --fixations say the same: give one of them")
+    place = checked_fixation(fixation) if fixations is None else _first(fixations)
     check_writable(out)
     with Progress(quiet) as stage:
         stage("load")
@@ -38,3 +45,14 @@ def show(
     if not quiet and record.trace is not None:
         typer.echo(caption(record.trace))
         typer.echo(f"Open {out / 'path.png'} and {out / 'glimpses.png'} (animated)")
+
+
+def _first(file: Path) -> tuple[float, float]:
+    """The first fixation of a tracker's file, x and y in [0, 1]. Raises DataError."""
+    from regard.mechanisms.gaze import read_fixations
+
+    places = read_fixations(file)
+    if not len(places):
+        raise DataError(f"{str(file)!r} has no fixation: expected a line with x and y after the line of names")
+    x, y = ((places[0] + 1) / 2).tolist()
+    return x, y
