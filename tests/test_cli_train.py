@@ -3,11 +3,16 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from regard.train.checkpoint import LAST, Checkpoint
+from regard.train.data import Data, Held
+from regard.train.dynamic import train_backbone
+from regard.train.loop import Recipe
 from test_train import toy
 
 LINE = ["train", "ram", "--epochs", "2", "--glimpses", "2", "--glimpse", "3", "--batch", "8"]
@@ -56,6 +61,78 @@ def test_what_cannot_be_trained_is_named(regard, small, tmp_path, more, code, sa
     assert said in err
     assert "Traceback" not in err
     assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def pictures(side: int, channels: int) -> dict[str, Any]:
+    images = torch.randint(0, 256, (24, channels, side, side), dtype=torch.uint8)
+    labels, boxes = torch.arange(24) % 10, torch.tensor([0.2, 0.2, 0.5, 0.5]).repeat(24, 1)
+    made = {"test": images, "test_labels": labels, "labels": tuple("0123456789")}
+    return {"batch": lambda index, _: (images[index], labels[index]), **made, "boxes": boxes.__getitem__}
+
+
+@pytest.fixture
+def tasks(monkeypatch):
+    """Small tasks of the sizes that the commands expect."""
+
+    def data(name: str, told: object = None) -> Data:
+        return Data(name, 24, **(pictures(64, 3) if name == "search" else pictures(28, 1)))
+
+    def held(name: str, *given: object) -> Held:
+        some = pictures(32, 1)
+        return Held(name, 24, **some, held=some["test"], held_labels=some["test_labels"])
+
+    monkeypatch.setattr("regard.bench.tasks.data.data", data)
+    monkeypatch.setattr("regard.bench.tasks.held.held_task", held)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbone")
+    sizes = {"image_size": 28, "channels": 1, "patch_size": 4, "dim": 16, "depth": 4, "heads": 2, "hidden": 16}
+    train_backbone({"vision": sizes}, Data("mnist", 24, **pictures(28, 1)), Recipe(1), folder)
+    return folder
+
+
+TOO_MUCH = "99999999999999999999"
+WRONG = {
+    "ram": "glimpses=-1 glimpse=0 scales=0 scales=5 scales=16 std=inf std=nan start=none seed=-1 batch=0 rate=-1",
+    "cascade": "stages=0 stages=9 keep=0 keep=nan keep=1,2 warm=nan tolerance=-1 share=0 share=1 share=nan",
+    "gaze": "view=0 view=100 dim=0 dim=-4 dim=6 depth=0 heads=0 heads=5 start=none epochs=-1",
+    "foveater": "glimpses=0 threshold=nan threshold=-1 dim=0 depth=0 heads=-1 seed=" + TOO_MUCH,
+    "pervit": "patch=0 patch=-4 patch=7 dim=0 dim=1 depth=0 heads=0 task=search",
+    "vit": "patch=0 patch=-1 patch=5 patch=56 dim=0 dim=-8 depth=0 depth=-1 heads=0 heads=7 backbone=none task=search",
+    "dynamicvit": "keep=0 keep=nan ratio=nan ratio=-1 distill=inf",
+    "evit": "keep=2 keep=nan backbone=none",
+    "avit": "gate=nan centre=inf ponder=nan prior=-1",
+}
+
+
+@pytest.mark.parametrize("line", [f"{name} --{wrong}" for name, several in WRONG.items() for wrong in several.split()])
+def test_a_value_that_cannot_be_is_one_line(regard, tasks, backbone, tmp_path, line):
+    name, wrong = line.split()
+    more = ["--backbone", backbone] if name in ("dynamicvit", "evit", "avit") and "backbone" not in wrong else []
+    more += ["--backbone", "convolutions"] if name == "foveater" else []
+    more += [] if "epochs" in wrong else ["--epochs", "1"]
+    code, _, err = regard("train", name, wrong, *more, "--out", tmp_path / "run")
+    assert code == 1
+    assert err.startswith("regard: ")
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "run" / LAST).exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(f"ram --{size}" for size in ("glimpses", "glimpse", "scales", "epochs", "batch")),
+        *("cascade --stages", "gaze --view", "gaze --dim", "foveater --glimpses", "pervit --depth", "vit --dim"),
+    ],
+)
+def test_what_is_too_much_for_any_machine_is_a_usage_that_cannot_work(regard, tasks, tmp_path, line):
+    name, option = line.split()
+    code, _, err = regard("train", name, option, TOO_MUCH, "--out", tmp_path / "run")
+    assert code == 2
+    assert "should be less than or equal to" in " ".join(err.replace("│", " ").split())
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_run_in_the_folder_is_left(regard, small, tmp_path):

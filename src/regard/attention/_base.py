@@ -27,7 +27,9 @@ class Layer(nn.Module, PyTorchModelHubMixin, ABC):
 
 
 def heads_of(dim: int, heads: int, name: str = "dim") -> int:
-    """The width of a head. Raises ShapeError where the heads do not divide the width."""
+    """The width of a head. Raises ShapeError where the heads do not divide the width, or it is below 1."""
+    if dim < 1:
+        raise ShapeError(f"{name} must be 1 or more, got {dim}")
     if heads < 1 or dim % heads:
         raise ShapeError(f"{name} must be divided by heads, got {name}={dim} and heads={heads}")
     return dim // heads

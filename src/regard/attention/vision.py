@@ -25,8 +25,8 @@ class VisionTransformer(Layer):
 
     image_size: pixels of a side, of the learned positions. registers: 0 or more, only with a class token. positions:
     "learned" or "rotary". pre_norm, final_norm: a norm before and after the blocks. antialias: how learned positions
-    are brought to another size. The rest is of `TransformerBlock`. Raises ShapeError for pixels that patches do not
-    divide, or of another number of channels.
+    are brought to another size. The rest is of `TransformerBlock`. Raises ShapeError for sizes or pixels that patches
+    do not divide, or pixels of another number of channels.
     """
 
     def __init__(
@@ -56,6 +56,9 @@ class VisionTransformer(Layer):
         head = heads_of(dim, heads)
         if positions == "rotary" and head % 4:
             raise ShapeError(f"rotary positions over rows and columns need heads of a multiple of 4, got {head}")
+        if min(patch_size, image_size, channels, hidden) < 1 or image_size % patch_size:
+            got = f"image_size={image_size}, patch_size={patch_size}, channels={channels} and hidden={hidden}"
+            raise ShapeError(f"sizes must be 1 or more and image_size divided by patch_size, got {got}")
         if registers and not class_token:
             raise ShapeError(f"registers stand after a class token, got {registers} and no class token")
         self.patch_size, self.channels, self.head, self.antialias = patch_size, channels, head, antialias

@@ -15,9 +15,9 @@ train = typer.Typer(no_args_is_help=True, help="Train a mechanism that looks; an
 
 SMALL = ("mnist", "fashion")  # 28 x 28
 Task = Annotated[str, typer.Option(help="What to learn from.")]
-Epochs = Annotated[int, typer.Option(help="Passes over the training images.")]
+Epochs = Annotated[int, typer.Option(max=100_000, help="Passes over the training images.")]
 Seed = Annotated[int, typer.Option(help="Decides weights, order and draws.")]
-Batch = Annotated[int, typer.Option(help="Images of a step.")]
+Batch = Annotated[int, typer.Option(max=1024, help="Images of a step.")]
 Rate = Annotated[float, typer.Option(help="The highest learning rate.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="regard-MECHANISM-TASK")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -35,9 +35,11 @@ def ram(
         Literal["mnist", "fashion", "translated", "cluttered", "cluttered-100"],
         typer.Option(help="What to learn from."),
     ] = "mnist",
-    glimpses: Annotated[int, typer.Option(help="Of one image.")] = 6,
-    glimpse: Annotated[int | None, typer.Option(help="Pixels of its side.", show_default="8, 12 on canvases")] = None,
-    scales: Annotated[int | None, typer.Option(help="Of a glimpse.", show_default="1, 3 or 4")] = None,
+    glimpses: Annotated[int, typer.Option(max=100, help="Of one image.")] = 6,
+    glimpse: Annotated[
+        int | None, typer.Option(max=100, help="Pixels of its side.", show_default="8, 12 on canvases")
+    ] = None,
+    scales: Annotated[int | None, typer.Option(max=16, help="Of a glimpse.", show_default="1, 3 or 4")] = None,
     std: Annotated[float, typer.Option(help="Of the policy, half an image being 1.")] = 0.1,
     core: Annotated[Literal["rectifier", "lstm"], typer.Option(help="Of the recurrence.")] = "rectifier",
     policy: Annotated[Literal["learned", "random"], typer.Option(help="Where to look next.")] = "learned",
@@ -70,7 +72,7 @@ def ram(
 @train.command()
 def cascade(
     task: Task = "fashion",
-    stages: Annotated[int, typer.Option(help="Resolutions; 1 reads everything at once.")] = 2,
+    stages: Annotated[int, typer.Option(max=16, help="Resolutions; 1 reads everything at once.")] = 2,
     keep: Annotated[str | None, typer.Option(help="Tokens that each later stage splits, by commas.")] = None,
     reuse: Annotated[bool, typer.Option(help="Give what is known of a token to its parts.")] = True,
     warm: Annotated[float, typer.Option(help="Share of the steps that split all tokens.")] = 0.4,

@@ -7,8 +7,8 @@ import typer
 
 from regard.cli._train import Batch, Debug, Epochs, Out, Quiet, Rate, Seed, Task, _run, train
 
-Dim = Annotated[int, typer.Option(help="Width.")]
-Depth = Annotated[int, typer.Option(help="Blocks.")]
+Dim = Annotated[int, typer.Option(max=1024, help="Width.")]
+Depth = Annotated[int, typer.Option(max=64, help="Blocks.")]
 Heads = Annotated[int, typer.Option(help="Of a block.")]
 
 
@@ -16,7 +16,7 @@ Heads = Annotated[int, typer.Option(help="Of a block.")]
 def gaze(
     task: Task = "search",
     reading: Annotated[Literal["gaze", "all"], typer.Option(help="Tokens about a gaze, or all there are.")] = "gaze",
-    view: Annotated[int, typer.Option(help="Pixels of a side of what the gaze is predicted from.")] = 128,
+    view: Annotated[int, typer.Option(max=256, help="Pixels of a side of what the gaze is predicted from.")] = 128,
     start: Annotated[Path | None, typer.Option(help="Begin with the ViT of this run.", show_default="random")] = None,
     dim: Dim = 96,
     depth: Depth = 3,
@@ -43,7 +43,7 @@ def gaze(
 def foveater(
     task: Task = "search",
     regions: Annotated[Literal["square", "polar", "all"], typer.Option(help="About a fixation.")] = "square",
-    glimpses: Annotated[int, typer.Option(help="Fixations of an image at most.")] = 4,
+    glimpses: Annotated[int, typer.Option(max=100, help="Fixations of an image at most.")] = 4,
     threshold: Annotated[float, typer.Option(help="Of the largest probability, from which on it stops.")] = 0.9,
     backbone: Annotated[
         Literal["convolutions", "efficientnet"], typer.Option(help="Trained with it, or frozen.")

@@ -14,8 +14,8 @@ Keep = Annotated[float, typer.Option(help="Share of the patches that each of thr
 @train.command()
 def vit(
     task: Task = "fashion",
-    dim: Annotated[int, typer.Option(help="Width.")] = 64,
-    depth: Annotated[int, typer.Option(help="Blocks.")] = 8,
+    dim: Annotated[int, typer.Option(max=1024, help="Width.")] = 64,
+    depth: Annotated[int, typer.Option(max=64, help="Blocks.")] = 8,
     heads: Annotated[int, typer.Option(help="Of a block.")] = 2,
     patch: Annotated[int, typer.Option(help="Pixels of its side.")] = 4,
     backbone: Annotated[Path | None, typer.Option(help="Go on from this run, with its sizes.")] = None,

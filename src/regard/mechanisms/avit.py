@@ -9,6 +9,7 @@ gone, as nothing can change its logits any more. Both are the same function. Our
 runs every image to the last block, in that.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ class Pondered:
 class AViT(ViTLooker):
     """gate, centre: gamma and beta of the halting score. eps: how much less than 1 is enough to halt.
 
-    The rest is of `ViTLooker`. Raises ShapeError for an eps that is not in (0, 1).
+    The rest is of `ViTLooker`. Raises ShapeError for an eps that is not in (0, 1), or others that are not finite.
     """
 
     name = "avit"
@@ -57,8 +58,9 @@ class AViT(ViTLooker):
         std: Sequence[float] = (0.5,),
     ) -> None:
         super().__init__(vision, classes, mean, std)
-        if not 0 < eps < 1:
-            raise ShapeError(f"eps must be in (0, 1), got {eps}")
+        if not 0 < eps < 1 or not (math.isfinite(gate) and math.isfinite(centre)):
+            got = f"eps={eps}, gate={gate} and centre={centre}"
+            raise ShapeError(f"eps must be in (0, 1), gate and centre finite, got {got}")
         self.gate, self.centre, self.eps = gate, centre, eps
 
     def forward(self, pixels: Tensor) -> Pondered:

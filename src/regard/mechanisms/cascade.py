@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from regard.errors import ShapeError
 from regard.mechanisms._salient import Salient, Stage
 from regard.mechanisms.exits import confidence, going_on
-from regard.mechanisms.looker import Looked, Looker, check_pixels, floats_of
+from regard.mechanisms.looker import Looked, Looker, check_pixels, check_sizes, floats_of
 from regard.mechanisms.stems import EmbeddedStem, PixelStem, Stem
 
 
@@ -81,11 +81,10 @@ class Cascade(Looker):
         stem: Literal["pixels", "embedded"] = "pixels",
     ) -> None:
         super().__init__()
-        if stages < 1 or side % (patch * 2 ** (stages - 1)) or side < 1:
-            want = f"patch * 2^(stages - 1) = {patch * 2 ** max(0, stages - 1)}"
-            raise ShapeError(
-                f"side must be divided by {want}, stages being 1 or more, got side {side}, stages {stages}"
-            )
+        check_sizes(patch=patch, side=side, width=width, expand=expand, channels=channels)
+        if not 1 <= stages <= side.bit_length() or side % (patch * 2 ** (stages - 1)):
+            got = f"side {side}, patch {patch}, stages {stages}"
+            raise ShapeError(f"side must be divided by patch * 2^(stages - 1), stages being 1 or more, got {got}")
         self.channels, self.side, self.patch, self.stages = channels, side, patch, stages
         self.grids = [side // patch // 2 ** (stages - 1 - stage) for stage in range(stages)]
         self.keep = self._checked_keep(keep)

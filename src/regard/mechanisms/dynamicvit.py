@@ -87,6 +87,8 @@ class DynamicViT(ViTLooker):
         self.layers = checked_layers(layers, len(self.blocks))
         if not 0 < keep <= 1:
             raise ShapeError(f"keep must be a share in (0, 1], got {keep}")
+        if self.dim < 4:
+            raise ShapeError(f"the vision transformer must be of width 4 or more, got {self.dim}")
         self.eps = eps
         self.shares = [keep**stage for stage in range(1, len(self.layers) + 1)]
         self.counts = [max(1, int(self.patch_count * share + 1e-9)) for share in self.shares]

@@ -23,7 +23,7 @@ from regard.errors import ModelError, ShapeError
 from regard.eyes.efficientnet import MIDDLE, EfficientNetLite0
 from regard.mechanisms._reader import ClassReader, Read, positions
 from regard.mechanisms._regions import Pooled, about, count_of, held, pooled, regions
-from regard.mechanisms.looker import Looked, Looker, check_fixations, check_pixels, floats_of
+from regard.mechanisms.looker import Looked, Looker, check_fixations, check_pixels, check_sizes, floats_of
 
 STRIDE = 16  # pixels of a cell's side
 
@@ -83,7 +83,8 @@ class Glimpse:
 
 
 class FoveaTer(Looker):
-    """glimpses: fixations of an image at most. threshold: of the largest probability, from which on it stops.
+    """glimpses: fixations of an image at most. threshold: of the largest probability, from which on it stops;
+    above 1 it never does.
 
     fovea, levels: of `_regions.regions`. inhibit: how near to a past fixation the next may not be, in parts of the
     image's side. backbone: "convolutions", trained with it, or "efficientnet", the embedded eye's, frozen.
@@ -107,8 +108,10 @@ class FoveaTer(Looker):
         backbone: Literal["convolutions", "efficientnet"] = "convolutions",
     ) -> None:
         super().__init__()
-        if glimpses < 1 or not 0 < inhibit < 1:
-            raise ShapeError(f"glimpses must be 1 or more and inhibit in (0, 1), got {glimpses} and {inhibit}")
+        check_sizes(dim=dim, depth=depth, heads=heads, glimpses=glimpses)
+        if not 0 < inhibit < 1 or not threshold >= 0:
+            got = f"inhibit={inhibit} and threshold={threshold}"
+            raise ShapeError(f"inhibit must be in (0, 1) and threshold 0 or more, got {got}")
         if backbone not in ("convolutions", "efficientnet"):
             raise ModelError(f"no backbone is named {backbone!r}: there are convolutions, efficientnet")
         self.channels, self.threshold, self.inhibit = channels, threshold, inhibit

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from regard.errors import ModelError, ShapeError
 from regard.mechanisms._reader import ClassReader, Read, positions
 from regard.mechanisms.gaze import Gazed, GazeTokens
-from regard.mechanisms.looker import Looked, Looker, check_fixations, check_pixels, floats_of
+from regard.mechanisms.looker import Looked, Looker, check_fixations, check_pixels, check_sizes, floats_of
 from regard.tokens import grid_boxes
 
 GRID = 8  # cells of a side that a glance has scores for
@@ -108,6 +108,7 @@ class GazeViT(Looker):
         reading: Literal["gaze", "all"] = "gaze",
     ) -> None:
         super().__init__()
+        check_sizes(dim=dim, depth=depth, heads=heads)
         self.channels, self.reading = channels, reading
         self.tokens = GazeTokens(strides, grids, token)
         self.embed = nn.Linear(channels * token**2, dim)

@@ -130,6 +130,13 @@ class Looker(nn.Module, ABC):
         )
 
 
+def check_sizes(**sizes: int) -> None:
+    """Raise ShapeError unless all of these are 1 or more."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise ShapeError(f"{name} must be 1 or more, got {value}")
+
+
 def check_pixels(pixels: Tensor, channels: int, side: int | None = None) -> None:
     """Raise ShapeError unless pixels are (B, channels, H, W), of this side where one is given, uint8 or floats."""
     wanted = f"(B, {channels}, {side or 'H'}, {side or 'W'})"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from regard.attention.peripheral import PeripheralAttention
 from regard.attention.scaled import MultiHeadAttention
 from regard.errors import ModelError, ShapeError
-from regard.mechanisms.looker import Looked, Looker, check_pixels, floats_of
+from regard.mechanisms.looker import Looked, Looker, check_pixels, check_sizes, floats_of
 from regard.tokens import grid_boxes
 
 Kind = Literal["peripheral", "plain"]
@@ -74,10 +74,15 @@ class PerViT(Looker):
         attention: Kind = "peripheral",
     ) -> None:
         super().__init__()
+        check_sizes(dim=dim, heads=heads)
         halvings = patch.bit_length() - 1
         if patch < 2 or patch != 2**halvings or side % patch or depth < 1:
             got = f"patch={patch}, side={side} and depth={depth}"
             raise ShapeError(f"patch must be a power of two from 2 that divides side, and depth 1 or more, got {got}")
+        if dim < patch // 2:
+            raise ShapeError(
+                f"dim must be half of patch or more, as the stem halves it, got dim={dim} and patch={patch}"
+            )
         if attention not in ("peripheral", "plain"):
             raise ModelError(f"no attention is named {attention!r} here: there are peripheral, plain")
         self.channels, self.side, self.patch, self.grid = channels, side, patch, (side // patch, side // patch)

@@ -82,9 +82,11 @@ class RecurrentAttention(Looker):
         policy: Literal["learned", "random"] = "learned",
     ) -> None:
         super().__init__()
-        if min(glimpses, glimpse, scales, channels) < 1 or not std > 0:
+        if min(glimpses, glimpse, scales, channels) < 1 or not 0 < std < math.inf:
             got = f"glimpses={glimpses}, glimpse={glimpse}, scales={scales}, channels={channels} and std={std}"
-            raise ShapeError(f"glimpses, glimpse, scales and channels must be 1 or more and std above 0, got {got}")
+            raise ShapeError(
+                f"glimpses, glimpse, scales and channels must be 1 or more and std a number above 0, got {got}"
+            )
         self.channels, self.std, self.hidden = channels, std, hidden
         self.glimpses, self.glimpse, self.scales, self.policy = glimpses, glimpse, scales, policy
         half = hidden // 2
@@ -97,12 +99,18 @@ class RecurrentAttention(Looker):
 
     def forward(self, images: Tensor, noise: Float[Tensor, "b t 2"]) -> Glimpses:
         """images: (B, C, H, W), uint8, or floats in [0, 1]. noise: (B, T, 2): the first location, U(-1, 1), and N(0, 1)
-        for each next. Raises ShapeError for a glimpse that is larger than the image.
+        for each next. Raises ShapeError for a glimpse that is larger than the image, or scales of which the
+        last two both hold all of it from anywhere.
         """
         check_pixels(images, self.channels)
         if self.glimpse > min(images.shape[2:]):
             size = f"{images.shape[3]} x {images.shape[2]}"
             raise ShapeError(f"a glimpse of {self.glimpse} x {self.glimpse} is larger than the image, {size} pixels")
+        widest, longest = self.glimpse * 2 ** (self.scales - 1), max(images.shape[2:])
+        if self.scales > 1 and widest >= 4 * longest:
+            raise ShapeError(
+                f"{self.scales} scales read {widest} pixels of a side, the image has {longest}: take fewer"
+            )
         at, state = noise[:, 0], None
         hidden = at.new_zeros(len(images), self.hidden)
         locations, log_probs, baselines, states = [at], [], [], []

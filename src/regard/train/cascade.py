@@ -66,6 +66,8 @@ def train(
             raise DataError(f"{name} must be from 0 to 1, got {value}")
     torch.manual_seed(recipe.seed)
     model = Cascade(**arguments)
+    if share is not None and model.stages > 1:
+        _cost_of(model, share)  # before training, not after it
 
     def step(index: Tensor, generator: torch.Generator, done: float) -> tuple[Tensor, Tensor]:
         images, labels = data.batch(index, generator)
@@ -94,12 +96,21 @@ def solve(model: Cascade, held: Tensor, labels: Tensor, tolerance: float = 0.002
     logits = answers(model, held)
     sure = confidence(logits)
     if share is not None:
-        side = model.side or 0
-        model.set_thresholds(for_cost(sure, model.costs, share * model.full_macs(side, side)))
+        model.set_thresholds(for_cost(sure, model.costs, _cost_of(model, share)))
         return
     right = logits.argmax(dim=-1) == labels[:, None]
     least = float(right[:, -1].double().mean()) - tolerance
     model.set_thresholds(for_accuracy(sure, right, model.costs, least))
+
+
+def _cost_of(model: Cascade, share: float) -> float:
+    """What a share of reading all is. Raises DataError where that is not between the first and the last exit."""
+    side = model.side or 0
+    full = model.full_macs(side, side)
+    first, last = (model.costs[exit] / full for exit in (0, -1))
+    if not first <= share <= last:
+        raise DataError(f"share must be from {first:.4f} to {last:.4f} with these stages, got {share}")
+    return share * full
 
 
 @torch.no_grad()

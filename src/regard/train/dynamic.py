@@ -1,5 +1,6 @@
 """A small vision transformer, and what DynamicViT, A-ViT and EViT make of it when they are trained on from there."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regard.errors import ModelError
+from regard.errors import DataError, ModelError
 from regard.mechanisms import avit, dynamicvit
 from regard.mechanisms.dynamic import KINDS, Kind
 from regard.mechanisms.dynamicvit import DynamicViT
@@ -50,8 +51,10 @@ def train(
 
     kind: "vit" for the plain classifier itself, which shows what more training alone gives. weights: of its two losses
     beside the cross-entropy, by default the paper's: ratio and distillation of DynamicViT, ponder and depth of A-ViT.
-    Raises as `fit`, and ModelError where the folder holds another mechanism.
+    Raises as `fit`, DataError for weights below 0, and ModelError where the folder holds another mechanism.
     """
+    if weights is not None and not all(0 <= weight < math.inf for weight in weights):
+        raise DataError(f"the weights of the losses must be numbers from 0 on, got {weights[0]} and {weights[1]}")
     torch.manual_seed(recipe.seed)
     teacher, _ = looker(backbone)
     if not isinstance(teacher, StaticViT):

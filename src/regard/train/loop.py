@@ -50,6 +50,8 @@ class Recipe:
             raise DataError(f"epochs and batch must be 1 or more, got {self.epochs} and {self.batch}")
         if not 0 < self.rate < math.inf:
             raise DataError(f"the learning rate must be a number above 0, got {self.rate}")
+        if not 0 <= self.seed < 2**63:
+            raise DataError(f"the seed must be a whole number from 0 to 2^63 - 1, got {self.seed}")
 
     def rate_at(self, done: float) -> float:
         """The learning rate when `done` of all steps are made, in [0, 1]."""
@@ -90,7 +92,7 @@ def fit(
         generator = torch.Generator().manual_seed((1_000_003 * recipe.seed + epoch) % 2**63)
         start, losses, right, seen = time.perf_counter(), 0.0, 0, 0
         model.train()
-        for number, index in enumerate(torch.randperm(count, generator=generator).split(recipe.batch)):
+        for number, index in enumerate(torch.randperm(count, generator=generator).split(min(recipe.batch, count))):
             done = (epoch + number / steps) / recipe.epochs
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate_at(done)
