@@ -18,7 +18,7 @@ ORDER = [
     {"cost", "images", "files"},
     {"tokens"},
     {"reading", "anchors"},
-    {"allocation"},
+    {"allocation", "trace"},
     {"record"},
     {"attention"},
     {"relevance"},
@@ -35,7 +35,7 @@ ORDER = [
     {"testing"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-REPORT_SEES = {"errors", "record", "allocation", "tokens", "report"}
+REPORT_SEES = {"errors", "record", "trace", "allocation", "tokens", "report"}
 
 
 def imports(tree: ast.AST) -> set[str]:

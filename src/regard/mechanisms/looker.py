@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from regard.errors import ModelError, ShapeError
 from regard.mechanisms import Seen
-from regard.record import Record, Trace
+from regard.record import Record
 from regard.recorded import boxes_of, made_by, read_picture
 from regard.tokens import VisualTokens
+from regard.trace import Trace
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from regard.errors import DataError
-from regard.record import Record, Trace
+from regard.record import Record
 from regard.report.pictures import preview
+from regard.trace import Trace
 
 # Okabe and Ito's colours, which people with any colour vision tell apart, without black and grey.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
