@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from regard.tiling import tiles
     from regard.tokens import Question, VisualTokens
     from regard.vlm.ask import ask
+    from regard.vlm.compose import VLM
     from regard.vlm.inside import inside
     from regard.vlm.shorten import shorten
 
@@ -32,6 +33,7 @@ _HOME = {
     "RegardError": "errors",
     "ShapeError": "errors",
     "TilePlan": "allocation",
+    "VLM": "vlm.compose",
     "VisualTokens": "tokens",
     "ask": "vlm.ask",
     "inside": "vlm.inside",
@@ -42,6 +44,7 @@ _HOME = {
 }
 
 __all__ = [
+    "VLM",
     "Allocation",
     "Attribution",
     "BudgetError",

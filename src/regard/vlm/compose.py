@@ -5,7 +5,8 @@
 The language model is never changed: what fusion does to its layers is done while it runs, and gone after it.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -18,11 +19,15 @@ from torch import Tensor, nn
 from regard.errors import DataError, ModelError
 from regard.eyes import Eye
 from regard.tokens import Question, VisualTokens
-from regard.vlm import bridges, fusion
-from regard.vlm.bridges import Bridge, Bridged
+from regard.vlm import bridges, saved
+from regard.vlm import fusion as fusions
+from regard.vlm.bridges import Bridge, Bridged, bridged_together
 from regard.vlm.fusion import Fusion
+from regard.vlm.fusion.fusion import decoder_of, takes_positions, words_of
 from regard.vlm.interleaved import IMAGE, UNLEARNED, Interleaved, Spliced, interleaved, spliced, without_images
-from regard.vlm.together import asked_together, bridged_together, seen_together
+from regard.vlm.parts import check_devices, described_eye, named_eye, named_language_model, named_tokenizer
+from regard.vlm.processors import checked_device
+from regard.vlm.together import asked_together, seen_together
 
 Tokens = VisualTokens | Sequence[VisualTokens]
 
@@ -41,45 +46,60 @@ class Output:
 
 
 class VLM(nn.Module):
-    """eye: what gives `VisualTokens`. mechanism: a name of `regard.vlm.bridges.catalogue`, or a `Bridge`.
-    language_model: any causal language model of transformers; tokenizer: its. fusion: "early", "late" or "deep", a
-    `Fusion`, or "hybrid": early, of learned queries. bridge_arguments, fusion_arguments: of those given by name.
+    """eye: what gives `VisualTokens`, "embedded", or a vision tower of Hugging Face by its folder or name. mechanism: a
+    name of `regard.vlm.bridges.catalogue`, or a `Bridge`. language_model: any causal language model of transformers, or
+    its folder or name; tokenizer: its, needed where the model has no name. fusion: "early", "late" or "deep", a
+    `Fusion`, or "hybrid": early, of learned queries. eye_arguments, bridge_arguments, fusion_arguments: of those given
+    by name.
 
-    Raises ModelError for an unknown name or argument, for parts on two devices, or for a hybrid without queries.
+    An eye or a language model that is given by name is frozen; one that is given as it is stays as it is. Raises
+    ModelError for an unknown name or argument, a model that is not causal, for parts on two devices or of widths that
+    do not fit, or for a hybrid without queries.
     """
 
     def __init__(
         self,
-        eye: Eye,
+        eye: Eye | str,
         mechanism: str | Bridge,
-        language_model: nn.Module,
-        tokenizer: Any,
+        language_model: nn.Module | str | os.PathLike,
+        tokenizer: Any = None,
         fusion: str | Fusion = "early",
         *,
+        eye_arguments: dict[str, Any] | None = None,
         bridge_arguments: dict[str, Any] | None = None,
         fusion_arguments: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.eye, self.language_model, self.tokenizer = eye, language_model, tokenizer
-        config: Any = language_model.config
-        given = dict(bridge_arguments or {})
-        if isinstance(mechanism, str):
-            self.bridge = bridges.load(mechanism, eye.width, config.hidden_size, eye.asked, **given)
-        else:
-            self.bridge = mechanism
+        if not isinstance(language_model, nn.Module):
+            language_model = named_language_model(language_model, checked_device("auto"))
+        decoder_of(language_model)
+        self.language_model: nn.Module = language_model
+        self.tokenizer = named_tokenizer(_name(language_model)) if tokenizer is None else tokenizer
+        words = words_of(language_model)
+        named = eye if isinstance(eye, str) else None
+        self.eye = named_eye(eye, words.weight.device, eye_arguments or {}) if isinstance(eye, str) else eye
+        self.described_eye = described_eye(self.eye, named, eye_arguments or {})
+        self.bridge = _bridge(mechanism, self.eye, words.embedding_dim, bridge_arguments or {})
         self.mechanism = mechanism if isinstance(mechanism, str) else mechanism.name
         if fusion == "hybrid" and self.mechanism not in LEARNED:
             raise ModelError(f"hybrid fusion needs learned queries ({' or '.join(LEARNED)}), got {self.mechanism!r}")
         self.fusion = _fusion(fusion, language_model, fusion_arguments or {})
-        self.described = {"mechanism": self.mechanism, "bridge": given, "fusion": fusion, "fusing": fusion_arguments}
-        like = next(language_model.parameters())
-        self.bridge.to(like.device, like.dtype)
-        self.fusion.to(like.device, like.dtype)
-        _check_devices(eye, language_model)
+        self.described = {
+            "mechanism": _described(bridges.complete, mechanism, self.eye.asked, arguments=bridge_arguments),
+            "fusion": _described(fusions.complete, fusion, arguments=fusion_arguments),
+        }
+        self.started = saved.versions(language_model)
+        self.bridge.to(words.weight.device, words.weight.dtype)
+        self.fusion.to(words.weight.device, words.weight.dtype)
+        check_devices(self.eye, language_model)
 
     @property
     def device(self) -> torch.device:
-        return next(self.language_model.parameters()).device
+        return words_of(self.language_model).weight.device
+
+    save_pretrained = saved.save_pretrained
+    push_to_hub = saved.push_to_hub
+    from_pretrained = classmethod(saved.from_pretrained)
 
     def forward(
         self,
@@ -100,9 +120,9 @@ class VLM(nn.Module):
             logits = self.language_model(
                 inputs_embeds=prompt.embeddings,
                 attention_mask=prompt.mask.long(),
-                position_ids=self.fusion.positions(prompt),
                 use_cache=False,
                 logits_to_keep=keep,
+                **self._positions(prompt),
             ).logits
         labels = prompt.labels[:, -keep:][:, 1:]
         loss = None
@@ -119,16 +139,24 @@ class VLM(nn.Module):
         budget: int | None = None,
         **generation: Any,
     ) -> Tensor:
-        """New token ids, (B, T). generation: arguments of the model's own `generate`. The rest as for `forward`."""
+        """New token ids, (B, T). generation: arguments of the model's own `generate`. An answer ends where the model's
+        do, or with the tokenizer's end of the text. The rest as for `forward`.
+        """
+        if not generation.setdefault("use_cache", True):
+            raise ModelError("answers are made with a cache of the prompt: leave use_cache out")
         _, prompt, memory, shown = self._read(prompts, tokens, question, budget)
-        if "pad_token_id" not in generation and self.tokenizer.pad_token_id is None:
-            generation["pad_token_id"] = self.tokenizer.eos_token_id
         model: Any = self.language_model
+        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        if end is not None:
+            own = model.generation_config.eos_token_id
+            ends = own if isinstance(own, list) else [own]
+            generation.setdefault("eos_token_id", sorted({end, *ends} - {None}))
+        generation.setdefault("pad_token_id", end if pad is None else pad)
         with self.fusion.within(model, prompt, memory, shown):
             return model.generate(
                 inputs_embeds=prompt.embeddings,
                 attention_mask=prompt.mask.long(),
-                position_ids=self.fusion.positions(prompt),
+                **self._positions(prompt),
                 **generation,
             )
 
@@ -142,11 +170,9 @@ class VLM(nn.Module):
         **generation: Any,
     ) -> list[str]:
         """What the model says after each prompt. images: of each prompt an image or a list of them, in the order of its
-        `<image>`s; a prompt without any gets its images first. Raises as `generate`.
+        `<image>`s; a prompt without any of those gets its images first. Raises as `prepared` and `generate`.
         """
         several = [list(some) if isinstance(some, list | tuple) else [some] for some in images]
-        if len(several) != len(texts):
-            raise DataError(f"{len(texts)} prompts need as many images or lists of images, got {len(several)}")
         prompts, tokens, question = self.prepared(several, texts)
         ids = self.generate(prompts, tokens, question, budget, max_new_tokens=max_new_tokens, **generation)
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
@@ -156,8 +182,10 @@ class VLM(nn.Module):
     ) -> tuple[Interleaved, list[VisualTokens], Question | None]:
         """Prompts, the tokens of all images in parts of one grid, and what each image's prompt asks: for `forward`.
 
-        images: PIL, of each prompt. answers: to be learned.
+        images: PIL, of each prompt. answers: to be learned. Raises DataError as `interleaved`.
         """
+        if len(images) != len(texts):
+            raise DataError(f"{len(texts)} prompts need as many lists of images, got {len(images)}")
         counts = [len(some) for some in images]
         whole = [_with_markers(text, count) for text, count in zip(texts, counts, strict=True)]
         prompts = interleaved(self.tokenizer, whole, counts, answers).to(self.device)
@@ -165,7 +193,7 @@ class VLM(nn.Module):
         if not flat:
             return prompts, [], None
         asks = [without_images(text) for text, count in zip(texts, counts, strict=True) for _ in range(count)]
-        question = asked_together([self.eye.ask(text) for text in asks]) if self.eye.asked else None
+        question = asked_together([self.eye.ask(text) for text in asks]) if self._asks else None
         seen = [self.eye.look(image).to(self.device) for image in flat]
         parts = [seen_together(list(part)) for _, part in groupby(seen, lambda tokens: tokens.grid)]
         return prompts, parts, None if question is None else question.to(self.device)
@@ -174,13 +202,13 @@ class VLM(nn.Module):
         self, prompts: Interleaved, tokens: Tokens, question: Question | None, budget: int | None
     ) -> tuple[Bridged | None, Spliced, Tensor | None, Tensor | None]:
         """The prompts as the language model reads them, and the memory of each prompt's images where they are one."""
-        words = self.language_model.get_input_embeddings()(prompts.ids)  # pyright: ignore[reportCallIssue]
+        words = words_of(self.language_model)(prompts.ids)
         parts = [tokens] if isinstance(tokens, VisualTokens) else list(tokens)
         count, given = int(prompts.image.sum()), sum(len(part.features) for part in parts)
         if count != given:
             raise DataError(f"the prompts have {count} images and there are tokens of {given}: give one each")
         if not parts:
-            return None, spliced(prompts, words), None, None
+            return None, _some(spliced(prompts, words)), None, None
         bridged, first = [], 0
         for part in parts:
             rows = torch.arange(first, first + len(part.features), device=part.features.device)
@@ -188,8 +216,16 @@ class VLM(nn.Module):
             first += len(rows)
         bridged = bridged_together(bridged)
         if self.fusion.in_prompt:
-            return bridged, spliced(prompts, words, bridged.features, bridged.mask), None, None
-        return bridged, spliced(prompts, words), *_memory(prompts, bridged)
+            return bridged, _some(spliced(prompts, words, bridged.features, bridged.mask)), None, None
+        return bridged, _some(spliced(prompts, words)), *_memory(prompts, bridged)
+
+    @property
+    def _asks(self) -> bool:
+        """Whether a question is to be heard: by the bridge, of an eye that can hear."""
+        return self.eye.asked > 0 and self.bridge.hears
+
+    def _positions(self, prompt: Spliced) -> dict[str, Tensor]:
+        return {"position_ids": self.fusion.positions(prompt)} if takes_positions(self.language_model) else {}
 
 
 def _memory(prompts: Interleaved, bridged: Bridged) -> tuple[Tensor, Tensor]:
@@ -206,16 +242,37 @@ def _with_markers(text: str, images: int) -> str:
     return text if IMAGE in text else IMAGE * images + text
 
 
+def _some(prompt: Spliced) -> Spliced:
+    """Raise DataError where a prompt has nothing for the language model to read."""
+    bare = (~prompt.mask.any(dim=1)).nonzero()
+    if len(bare):
+        raise DataError(f"prompt {int(bare[0])} has no word, which the language model needs to begin: give it one")
+    return prompt
+
+
+def _name(language_model: Any) -> str:
+    name = language_model.config.name_or_path
+    if not name:
+        raise ModelError("the language model has no name to find its tokenizer by: give tokenizer=...")
+    return name
+
+
+def _bridge(given: str | Bridge, eye: Eye, dim: int, arguments: dict[str, Any]) -> Bridge:
+    if isinstance(given, str):
+        return bridges.load(given, eye.width, dim, eye.asked, **arguments)
+    if (given.width, given.dim) != (eye.width, dim):
+        raise ModelError(f"the bridge must go from {eye.width} to {dim} wide, got {given.width} to {given.dim}")
+    return given
+
+
 def _fusion(given: str | Fusion, language_model: nn.Module, arguments: dict[str, Any]) -> Fusion:
     if isinstance(given, Fusion):
         return given
-    return fusion.load("early" if given == "hybrid" else given, language_model, **arguments)
+    return fusions.load("early" if given == "hybrid" else given, language_model, **arguments)
 
 
-def _check_devices(eye: Eye, language_model: nn.Module) -> None:
-    if not isinstance(eye, nn.Module):
-        return
-    places = {next(iter(part.parameters())).device for part in (eye, language_model)}
-    if len(places) > 1:
-        where = " and ".join(sorted(map(str, places)))
-        raise ModelError(f"the eye and the language model are on {where}: move both to one device first")
+def _described(complete: Callable[..., dict], given: Any, *more: int, arguments: dict[str, Any] | None) -> dict | None:
+    """The name and all arguments of a part that was given by name, so that a later default does not change it."""
+    if not isinstance(given, str):
+        return None
+    return {"name": given, "arguments": complete("early" if given == "hybrid" else given, *more, **(arguments or {}))}

@@ -40,11 +40,16 @@ def interleaved(
     """Prompts with IMAGE where an image stands. images: how many each has. answers: what follows each, to be learned,
     with the end of the text.
 
-    Begins as the tokenizer begins a text. Raises DataError where markers and images differ in number, or a prompt has
-    neither word nor image.
+    Begins as the tokenizer begins a text. Parts are tokenized apart, so an answer that goes on after a space begins
+    with it. Raises DataError where there is no prompt, where prompts, answers and images, or a prompt's markers and its
+    images, differ in number, or where a prompt has neither word nor image.
     """
-    if len(images) != len(texts) or (answers is not None and len(answers) != len(texts)):
-        raise DataError(f"{len(texts)} prompts need as many numbers of images and answers, got {len(images)}")
+    if not texts:
+        raise DataError("there are no prompts: give one or more")
+    if len(images) != len(texts):
+        raise DataError(f"{len(texts)} prompts need as many numbers of images, got {len(images)}")
+    if answers is not None and len(answers) != len(texts):
+        raise DataError(f"{len(texts)} prompts need as many answers, got {len(answers)}")
     rows, learned = [], []
     for place, (text, count) in enumerate(zip(texts, images, strict=True)):
         parts = text.split(IMAGE)
@@ -58,8 +63,8 @@ def interleaved(
             raise DataError(f"prompt {place} is empty: give it a word or an image")
         rows.append([*row, *answer])
         learned.append(len(answer))
-    longest = max(map(len, rows), default=0)
-    whole = torch.tensor([[-2] * (longest - len(row)) + row for row in rows]).view(len(rows), longest)
+    longest = max(map(len, rows))
+    whole = torch.tensor([[-2] * (longest - len(row)) + row for row in rows])
     taught = torch.arange(longest) >= longest - torch.tensor(learned)[:, None]
     return Interleaved(whole.clamp(min=0), whole > -2, whole == -1, whole.where(taught, torch.tensor(UNLEARNED)))
 
@@ -101,7 +106,7 @@ def spliced(
         rows = rows.masked_scatter(image[:, None], features[valid].to(rows.dtype))
     row = source // counts.shape[1]
     totals = counts.sum(dim=1)
-    longest = int(totals.max()) if len(totals) else 0
+    longest = int(totals.max())
     ends = totals.cumsum(dim=0)
     column = longest - ends[row] + torch.arange(len(source), device=flat.device)
     place = (row, column)

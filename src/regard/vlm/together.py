@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from regard.errors import ShapeError
 from regard.tokens import Question, VisualTokens
-from regard.vlm.bridges import Bridged
+from regard.vlm.bridges.bridge import padded
 
 
 def seen_together(several: Sequence[VisualTokens]) -> VisualTokens:
@@ -27,18 +26,18 @@ def seen_together(several: Sequence[VisualTokens]) -> VisualTokens:
 
     def part(name: str) -> Tensor | None:
         values = [getattr(tokens, name) for tokens in several]
-        return None if any(value is None for value in values) else torch.cat([_padded(value, most) for value in values])
+        return None if any(value is None for value in values) else torch.cat([padded(value, most) for value in values])
 
-    whole = torch.cat([_padded(tokens.valid, most) for tokens in several])
+    whole = torch.cat([padded(tokens.valid, most) for tokens in several])
     names = set.intersection(*(set(tokens.scores) for tokens in several))
     return VisualTokens(
-        torch.cat([_padded(tokens.features, most) for tokens in several]),
-        torch.cat([_padded(tokens.boxes, most) for tokens in several]),
+        torch.cat([padded(tokens.features, most) for tokens in several]),
+        torch.cat([padded(tokens.boxes, most) for tokens in several]),
         mask=None if bool(whole.all()) else whole,
         aligned=part("aligned"),
         keys=part("keys"),
-        scores={name: torch.cat([_padded(tokens.scores[name], most) for tokens in several]) for name in sorted(names)},
-        grid=grids.pop() if len(grids) == 1 and bool(whole.all()) else None,
+        scores={name: torch.cat([padded(tokens.scores[name], most) for tokens in several]) for name in sorted(names)},
+        grid=grids.pop() if len(grids) == 1 else None,
         segment=part("segment"),
     )
 
@@ -51,24 +50,9 @@ def asked_together(several: Sequence[Question]) -> Question:
         return several[0]
     most = max(question.features.shape[1] for question in several)
     masks = [
-        torch.ones(question.features.shape[:2], dtype=torch.bool) if question.mask is None else question.mask
+        torch.ones_like(question.features[..., 0], dtype=torch.bool) if question.mask is None else question.mask
         for question in several
     ]
-    whole = torch.cat([_padded(mask, most) for mask in masks])
-    features = torch.cat([_padded(question.features, most) for question in several])
+    whole = torch.cat([padded(mask, most) for mask in masks])
+    features = torch.cat([padded(question.features, most) for question in several])
     return Question(features, None if bool(whole.all()) else whole, reference=several[0].reference)
-
-
-def bridged_together(several: Sequence[Bridged]) -> Bridged:
-    """One batch, padded at the end to the most tokens; without a reading where they are several."""
-    if len(several) == 1:
-        return several[0]
-    most = max(part.features.shape[1] for part in several)
-    features = torch.cat([_padded(part.features, most) for part in several])
-    return Bridged(features, torch.cat([_padded(part.mask, most) for part in several]), None)
-
-
-def _padded(value: Tensor, most: int) -> Tensor:
-    """(B, N, ...) to (B, most, ...), zeros (False) at the end."""
-    spare = most - value.shape[1]
-    return value if not spare else pad(value, (0, 0) * (value.ndim - 2) + (0, spare))

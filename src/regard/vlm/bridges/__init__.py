@@ -5,14 +5,15 @@ from typing import Any
 
 from regard.allocate import catalogue as allocators
 from regard.errors import ModelError
-from regard.vlm.bridges.bridge import Bridge, Bridged
+from regard.vlm.bridges.bridge import Bridge, Bridged, bridged_together
 from regard.vlm.bridges.cascade import CascadeBridge
 from regard.vlm.bridges.projector import Projector
 from regard.vlm.bridges.qformer import QueryBridge
 from regard.vlm.bridges.recurrent import RecurrentBridge
 from regard.vlm.bridges.resampler import ResamplerBridge
+from regard.vlm.parts import all_arguments
 
-__all__ = ["Bridge", "Bridged", "catalogue", "load"]
+__all__ = ["Bridge", "Bridged", "bridged_together", "catalogue", "complete", "load"]
 
 KINDS: dict[str, type[Bridge]] = {
     kind.name: kind for kind in (CascadeBridge, Projector, QueryBridge, RecurrentBridge, ResamplerBridge)
@@ -29,6 +30,18 @@ def load(name: str, width: int, dim: int, asked: int = 0, **arguments: Any) -> B
     """The bridge of this name, from features of `width` to a language model of `dim`. asked: width of the eye's
     questions, for those that hear them. Raises ModelError where there is no such name or argument.
     """
+    whole = complete(name, asked, **arguments)
+    try:
+        return KINDS.get(name, Projector)(width, dim, **whole)
+    except TypeError as error:
+        raise ModelError(f"mechanism {name}: {error}") from error
+
+
+def complete(name: str, asked: int = 0, **arguments: Any) -> dict[str, Any]:
+    """All arguments of the bridge of this name but the widths: those given, and the defaults of the others.
+
+    Raises ModelError as `load`.
+    """
     if name not in catalogue():
         raise ModelError(f"no mechanism is named {name!r}: the names are {', '.join(catalogue())}")
     kind = KINDS.get(name, Projector)
@@ -36,7 +49,4 @@ def load(name: str, width: int, dim: int, asked: int = 0, **arguments: Any) -> B
         arguments = {"allocator": None if name == ALL else name, **arguments}
     if "asked" in inspect.signature(kind).parameters:
         arguments = {"asked": asked, **arguments}
-    try:
-        return kind(width, dim, **arguments)
-    except TypeError as error:
-        raise ModelError(f"mechanism {name}: {error}") from error
+    return all_arguments(f"mechanism {name}", kind, 2, arguments)

@@ -1,11 +1,14 @@
 """What stands between an eye and a language model: visual tokens in, a budget of tokens of the model's width out."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from regard.allocation import Allocation, Attribution
 from regard.amount import checked_budget
@@ -28,11 +31,15 @@ class Bridged(NamedTuple):
 class Bridge(nn.Module, ABC):
     """A mechanism as the bridge. width: of the eye's features; dim: of the language model.
 
-    most: more tokens than this it cannot give; None: as many as the eye has.
+    An image gets min(budget, most, its real tokens), whatever its batch. most: more tokens than this a bridge cannot
+    give; None: as many as the eye has. hears: whether it makes use of a question. ragged: whether `bridged` itself
+    gives images of one batch different counts.
     """
 
     name: ClassVar[str]
+    ragged: ClassVar[bool] = False
     most: int | None = None
+    hears: bool = False
 
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
@@ -46,11 +53,56 @@ class Bridge(nn.Module, ABC):
             raise ShapeError(f"the bridge reads features of width {self.width}, got {tokens.features.shape[2]}")
         count = tokens.features.shape[1]
         amount = count if budget is None else min(count, checked_budget(budget))
-        return self.bridged(tokens, question, amount if self.most is None else min(amount, self.most))
+        amount = amount if self.most is None else min(amount, self.most)
+        if tokens.mask is None:
+            return self.bridged(tokens, question, amount)
+        gone = ~tokens.mask[..., None]
+        tokens = replace(tokens, features=tokens.features.masked_fill(gone, 0), boxes=tokens.boxes.masked_fill(gone, 0))
+        amounts = tokens.valid.sum(dim=1).clamp(max=amount)
+        if self.ragged or bool((amounts == amount).all()):
+            return self.bridged(tokens, question, amount)
+        return self._by_amount(tokens, question, amounts)
+
+    def _by_amount(self, tokens: VisualTokens, question: Question | None, amounts: Int[Tensor, " b"]) -> Bridged:
+        """Images with as many tokens to get at once, then all in their order."""
+        parts, order = [], []
+        for amount in amounts.unique().tolist():
+            rows = (amounts == amount).nonzero()[:, 0]
+            order.append(rows)
+            if amount:
+                asked = None if question is None else question.images(rows)
+                parts.append(self.bridged(tokens.images(rows), asked, amount))
+            else:
+                none = next(self.parameters()).new_zeros(len(rows), 0, self.dim)
+                unread = Attribution(none.new_zeros(len(rows), 0, tokens.features.shape[1]))
+                parts.append(Bridged(none, none[..., 0].bool(), None if self.training else unread))
+        whole, back = bridged_together(parts), torch.cat(order).argsort()
+        reading = None if whole.reading is None else Attribution(whole.reading.matrix()[back])
+        return Bridged(whole.features[back], whole.mask[back], reading)
 
     @abstractmethod
     def bridged(self, tokens: VisualTokens, question: Question | None, budget: int) -> Bridged:
-        """As `forward`, budget being from 1 to the number of tokens, and no more than `most`."""
+        """As `forward`; budget is from 1 to `most` and the real tokens of each image (of any, where `ragged`)."""
+
+
+def bridged_together(several: Sequence[Bridged]) -> Bridged:
+    """One batch, padded at the end to the most tokens; with a reading where all have one of as many inputs."""
+    if len(several) == 1:
+        return several[0]
+    most = max(part.features.shape[1] for part in several)
+    readings = [part.reading.matrix() for part in several if part.reading is not None]
+    whole = len(readings) == len(several) and len({reading.shape[2] for reading in readings}) == 1
+    return Bridged(
+        torch.cat([padded(part.features, most) for part in several]),
+        torch.cat([padded(part.mask, most) for part in several]),
+        Attribution(torch.cat([padded(reading, most) for reading in readings])) if whole else None,
+    )
+
+
+def padded(value: Tensor, most: int) -> Tensor:
+    """(B, N, ...) to (B, most, ...), zeros (False) at the end."""
+    spare = most - value.shape[1]
+    return value if not spare else pad(value, (0, 0) * (value.ndim - 2) + (0, spare))
 
 
 class Places(nn.Module):
@@ -63,12 +115,13 @@ class Places(nn.Module):
         self.map = nn.Linear(4 * _OCTAVES + 4, dim)
 
     def forward(self, boxes: Float[Tensor, "b n 4"]) -> Float[Tensor, "b n d"]:
-        boxes = boxes.to(self.map.weight.dtype)
+        boxes = boxes.to(torch.promote_types(self.map.weight.dtype, torch.float32))
         low, high = boxes[..., :2], boxes[..., 2:]
         centre = (low + high) / 2
         angles = centre[..., None] * torch.pi * 2.0 ** torch.arange(_OCTAVES, device=boxes.device)
         waves = torch.cat((angles.sin(), angles.cos()), dim=-1).flatten(2)
-        return self.map(torch.cat((waves, centre, (high - low).clamp(min=1e-3).log()), dim=-1))
+        known = torch.cat((waves, centre, (high - low).clamp(min=1e-3).log()), dim=-1)
+        return self.map(known.to(self.map.weight.dtype))
 
 
 class Reader(nn.Module):

@@ -17,10 +17,12 @@ class Projector(Bridge):
     """allocator: by name, what spends the budget; None: all tokens go on, whatever the budget. hidden: of the MLP."""
 
     name = "projector"
+    ragged = True
 
     def __init__(self, width: int, dim: int, allocator: str | None = None, hidden: int | None = None) -> None:
         super().__init__(width, dim)
         self.allocator = None if allocator is None else load(allocator)
+        self.hears = self.allocator is not None and "question" in (*self.allocator.needs, *self.allocator.uses)
         self.read = Reader(width, hidden or dim)
         self.out = nn.Linear(hidden or dim, dim)
 

@@ -29,7 +29,7 @@ class RecurrentBridge(Bridge):
     def __init__(self, width: int, dim: int, hidden: int | None = None, glimpses: int = 64, asked: int = 0) -> None:
         super().__init__(width, dim)
         hidden = hidden or dim
-        self.most = glimpses
+        self.most, self.hears = glimpses, asked > 0
         self.read = Reader(width, hidden)
         self.hear = nn.Linear(asked, hidden) if asked else None
         self.begin, self.seek = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden, bias=False)
@@ -38,9 +38,9 @@ class RecurrentBridge(Bridge):
 
     def bridged(self, tokens: VisualTokens, question: Question | None, budget: int) -> Bridged:
         read, valid = self.read(tokens.features, tokens.boxes), tokens.valid
-        centres = (tokens.boxes[..., :2] + tokens.boxes[..., 2:]).to(read.dtype) / 2
+        centres = ((tokens.boxes[..., :2] + tokens.boxes[..., 2:]) / 2).to(read.dtype)
         share = valid.to(read.dtype)
-        state = self.begin((read * share[..., None]).sum(dim=1) / share.sum(dim=1, keepdim=True).clamp(min=1))
+        state = self.begin((read * share[..., None]).sum(dim=1) / share.sum(dim=1, keepdim=True))
         if self.hear is not None:
             if question is None:
                 raise DataError("the recurrent bridge was made to hear a question: give the eye's")

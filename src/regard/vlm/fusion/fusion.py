@@ -1,11 +1,13 @@
 """What the ways of fusion share."""
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -33,7 +35,7 @@ class Fusion(nn.Module, ABC):
         are real; both None where images are in the prompt, or there are none. Nothing is left on the model after it.
         """
 
-    def positions(self, prompt: Spliced) -> Tensor:
+    def positions(self, prompt: Spliced) -> Int[Tensor, "b t"]:
         """Of the prompt's tokens, (B, T)."""
         return prompt.positions
 
@@ -48,11 +50,59 @@ def hooked(handles: list[RemovableHandle]) -> Iterator[None]:
             handle.remove()
 
 
+def before_calls(language_model: nn.Module, values: Tensor, tell: Callable[[Tensor], None]) -> RemovableHandle:
+    """A hook that tells, before each call of a language model, what of a prompt's `values` is beside its tokens.
+
+    values: (B, T, ...), of the prompt's tokens. told: (rows, tokens, ...), of those that the call reads, each prompt's
+    own for each of its beams; a token that follows the prompt has what the prompt's last one has. Raises ModelError
+    where layers are run again in the backward pass, when hooks are gone.
+    """
+    model: Any = language_model
+    if model.training and torch.is_grad_enabled() and getattr(model, "is_gradient_checkpointing", False):
+        raise ModelError("late and deep fusion do without gradient checkpointing: gradient_checkpointing_disable()")
+
+    def told(module: nn.Module, given: tuple, named: dict) -> None:
+        read = next(x for x in (named.get("inputs_embeds"), named.get("input_ids"), *given) if x is not None)
+        past = named.get("past_key_values")
+        before = 0 if past is None else int(past.get_seq_length())
+        places = torch.arange(before, before + read.shape[1], device=values.device).clamp(max=values.shape[1] - 1)
+        tell(values[:, places].repeat_interleave(len(read) // len(values), dim=0))
+
+    return decoder_of(language_model).register_forward_pre_hook(told, with_kwargs=True)
+
+
+def base_of(language_model: nn.Module) -> Any:
+    """The model without what peft puts around it."""
+    model: Any = language_model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decoder_of(language_model: nn.Module) -> nn.Module:
+    """The part of a causal language model of Hugging Face that has its layers. Raises ModelError for another model."""
+    model = base_of(language_model)
+    kind, config = type(model).__name__, getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{kind} has an encoder and a decoder: take a causal language model (AutoModelForCausalLM)")
+    if config is None or not model.can_generate():
+        raise ModelError(f"{kind} does not write: take a causal language model (AutoModelForCausalLM)")
+    return model.get_decoder()
+
+
 def decoder_layers(language_model: nn.Module) -> nn.ModuleList:
     """The layers of a causal language model of Hugging Face. Raises ModelError where there are none to be found."""
-    config: Any = getattr(language_model, "config", None)
-    count = getattr(config, "num_hidden_layers", None)
-    for module in language_model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and not isinstance(module[0], nn.Linear):
-            return module
-    raise ModelError(f"{type(language_model).__name__} has no list of decoder layers: take a causal language model")
+    decoder = decoder_of(language_model)
+    for name in ("layers", "h", "blocks"):
+        found = getattr(decoder, name, None)
+        if isinstance(found, nn.ModuleList) and len(found):
+            return found
+    raise ModelError(f"{type(decoder).__name__} has no layers that are known: take early fusion, or another model")
+
+
+def takes_positions(language_model: nn.Module) -> bool:
+    """Whether it may be told the positions of its tokens; a model with ALiBi, such as BLOOM, counts them itself."""
+    return "position_ids" in inspect.signature(base_of(language_model).forward).parameters
+
+
+def words_of(language_model: nn.Module) -> Any:
+    """The embeddings of its words."""
+    return base_of(language_model).get_input_embeddings()

@@ -3,25 +3,26 @@
     x = x + tanh(a) CrossAttention(LN(x), memory);    x = x + tanh(b) FF(x);    then the layer, as it was
 
 Both gates begin at 0, so the language model begins as it was, bit for bit. A text token sees the last image before it,
-or, with `every_image`, all before it.
+or, with `every_image`, all before it. Ours differs in that a token without an image before it goes by as it is, where
+Flamingo gives it the feed-forward: a prompt without images is the language model's own, whatever the gates.
 """
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from regard.attention.cross import GatedCrossAttentionBlock
 from regard.errors import ModelError
-from regard.vlm.fusion.fusion import Fusion, decoder_layers, hooked
+from regard.vlm.fusion.fusion import Fusion, base_of, before_calls, decoder_layers, hooked, words_of
 from regard.vlm.interleaved import Spliced
 
 
 class Late(Fusion):
-    """where: layers from 0, or "every 2", "early" (the first half) or "late" (the second). heads: of the
+    """where: layers from 0, or "every N", "early" (the first half) or "late" (the second). heads: of the
     cross-attention; hidden: of the feed-forward, four times the width by default.
     """
 
@@ -37,11 +38,13 @@ class Late(Fusion):
         every_image: bool = False,
     ) -> None:
         super().__init__()
-        config: Any = language_model.config
-        width, count = config.hidden_size, len(decoder_layers(language_model))
-        self.places, self.every_image = _layers(where, count), every_image
+        config = base_of(language_model).config.get_text_config()
+        width, memory = config.hidden_size, words_of(language_model).embedding_dim
+        self.places, self.every_image = _layers(where, len(decoder_layers(language_model))), every_image
         of = heads or int(config.num_attention_heads)
-        self.blocks = nn.ModuleList(GatedCrossAttentionBlock(width, of, hidden or 4 * width) for _ in self.places)
+        self.blocks = nn.ModuleList(
+            GatedCrossAttentionBlock(width, of, hidden or 4 * width, memory) for _ in self.places
+        )
 
     def within(
         self, language_model: nn.Module, prompt: Spliced, memory: Tensor | None, shown: Tensor | None
@@ -49,36 +52,32 @@ class Late(Fusion):
         if memory is None or shown is None:
             return hooked([])
         images = torch.arange(1, memory.shape[1] + 1, device=memory.device)
-        seen = prompt.seen[:, :, None]
-        sees = (seen >= images if self.every_image else seen == images)[..., None] & shown[:, None]
-        keys, sees = memory.flatten(1, 2), sees.flatten(2)
+        before = prompt.seen[:, :, None]
+        sees = (before >= images if self.every_image else before == images)[..., None] & shown[:, None]
+        reading = _Reading(memory.flatten(1, 2))
+        handles = [before_calls(language_model, sees.flatten(2), reading.tell)]
         layers = decoder_layers(language_model)
-        handles = []
         for place, block in zip(self.places, self.blocks, strict=True):
-            fuse = partial(_fused, block, keys, sees)
-            handles.append(layers[place].register_forward_pre_hook(fuse, with_kwargs=True))
+            handles.append(layers[place].register_forward_pre_hook(partial(reading.fused, block), with_kwargs=True))
         return hooked(handles)
 
 
-def _fused(
-    block: nn.Module, keys: Tensor, sees: Tensor, module: nn.Module, given: tuple, named: dict
-) -> tuple[tuple, dict]:
-    """A hook before a layer: what it is given has read the images."""
-    x = given[0] if given else named["hidden_states"]
-    x = block(x, _beams(keys, x), _beams(_rows(sees, x), x))
-    return ((x, *given[1:]), named) if given else (given, {**named, "hidden_states": x})
+class _Reading:
+    """The images, and what of them the tokens of this call see."""
 
+    def __init__(self, memory: Float[Tensor, "b k d"]) -> None:
+        self.memory = self.now = memory
+        self.sees: Tensor | None = None
 
-def _rows(sees: Tensor, x: Tensor) -> Tensor:
-    """What the tokens of this step may see: all of the prompt, or what follows it, which sees as its last token."""
-    if x.shape[1] == sees.shape[1]:
-        return sees
-    return sees[:, -1:].expand(-1, x.shape[1], -1)
+    def tell(self, sees: Bool[Tensor, "r t k"]) -> None:
+        self.sees, self.now = sees, self.memory.repeat_interleave(len(sees) // len(self.memory), dim=0)
 
-
-def _beams(value: Tensor, x: Tensor) -> Tensor:
-    """A prompt's own for each of its beams."""
-    return value if len(value) == len(x) else value.repeat_interleave(len(x) // len(value), dim=0)
+    def fused(self, block: nn.Module, module: nn.Module, given: tuple, named: dict) -> tuple[tuple, dict]:
+        """A hook before a layer: what it is given has read the images."""
+        assert self.sees is not None
+        x = given[0] if given else named["hidden_states"]
+        x = torch.where(self.sees.any(dim=2, keepdim=True), block(x, self.now, self.sees), x)
+        return ((x, *given[1:]), named) if given else (given, {**named, "hidden_states": x})
 
 
 def _layers(where: str | Sequence[int], count: int) -> list[int]:
@@ -86,7 +85,7 @@ def _layers(where: str | Sequence[int], count: int) -> list[int]:
         half = (count + 1) // 2
         named = {"early": range(half), "late": range(half, count)}
         word, _, step = where.partition(" ")
-        if where in named:
+        if len(named.get(where, ())):
             return list(named[where])
         if word != "every" or not step.isdecimal() or not 1 <= int(step) <= count:
             raise ModelError(f"where must be layers, 'early', 'late' or 'every N' of {count} layers, got {where!r}")

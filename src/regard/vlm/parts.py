@@ -1,0 +1,106 @@
+"""The parts of a vision-language model by their names: eyes, language models, tokenizers."""
+
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from regard.errors import ModelError, RegardError
+from regard.eyes import Eye
+
+PACKAGED = ("embedded", "pocket")  # eyes that install with a package
+
+
+def named_eye(name: str, device: torch.device, arguments: dict[str, Any]) -> Eye:
+    """The eye "embedded" or "pocket", or a vision tower of Hugging Face by its folder or its name on the hub, frozen.
+
+    arguments: of the eye, as `HuggingFaceEye.load` has them. Raises ModelError where it cannot be loaded.
+    """
+    with one_line(f"the eye {name!r}"):
+        if name == "embedded":
+            from regard.eyes.embedded import EmbeddedEye
+
+            return EmbeddedEye(**arguments)
+        if name == "pocket":
+            from regard.eyes.pocket import PocketEye
+
+            return PocketEye(**arguments)
+        from regard.eyes.huggingface import HuggingFaceEye
+
+        return HuggingFaceEye.load(name, **{"device": device, **arguments}).requires_grad_(False)
+
+
+def described_eye(eye: Eye, name: str | None, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What says which eye it is, as JSON has it. name: by which it was asked for; None: it was given as it is."""
+    if name is not None and name not in PACKAGED:
+        return {"kind": "huggingface", "name_or_path": name, **arguments}
+    kind = _packaged(eye)
+    if kind is not None and is_dataclass(eye) and not isinstance(eye, type):
+        fields = asdict(eye)
+        if not any(isinstance(value, dict) for value in fields.values()):
+            return {"kind": kind, **fields}
+        if eye == type(eye)():
+            return {"kind": kind}
+    return {"kind": "given", "name": eye.name, "width": eye.width, "asked": eye.asked}
+
+
+def _packaged(eye: Eye) -> str | None:
+    home, _, name = type(eye).__module__.rpartition(".")
+    return name if home == "regard.eyes" and name in PACKAGED else None
+
+
+def named_language_model(
+    name: str | os.PathLike, device: torch.device, dtype: str | torch.dtype = "auto", revision: str | None = None
+) -> nn.Module:
+    """A causal language model of Hugging Face by its folder or its name on the hub, frozen, ready to answer.
+
+    Raises ModelError where it cannot be loaded. Code that comes with a model is never run.
+    """
+    with one_line(f"the language model {str(name)!r}"):
+        from transformers import AutoModelForCausalLM
+
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=revision, trust_remote_code=False)
+        return model.requires_grad_(False).eval().to(device)
+
+
+def named_tokenizer(name: str | os.PathLike) -> Any:
+    """The tokenizer in a folder, or of a model by its name on the hub. Raises ModelError where it cannot be loaded."""
+    with one_line(f"the tokenizer {str(name)!r}"):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+
+def all_arguments(what: str, kind: type, first: int, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a class after its `first`: those given, and the defaults of the others. Raises ModelError."""
+    try:
+        bound = inspect.signature(kind).bind(*[None] * first, **arguments)
+    except TypeError as error:
+        raise ModelError(f"{what}: {error}") from error
+    bound.apply_defaults()
+    return dict(list(bound.arguments.items())[first:])
+
+
+def check_devices(eye: Any, language_model: nn.Module) -> None:
+    """Raise ModelError where the eye is on another device than the language model."""
+    place = next(eye.parameters(), None) if isinstance(eye, nn.Module) else None
+    where = next(language_model.parameters()).device
+    if place is not None and place.device != where:
+        raise ModelError(f"the eye is on {place.device} and the language model on {where}: move both to one device")
+
+
+@contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """Whatever other libraries make of what they cannot load, as one line."""
+    try:
+        yield
+    except RegardError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
+        raise ModelError(f"{what} cannot be loaded: {type(error).__name__}: {lines[0][:300]}") from error
