@@ -36,13 +36,15 @@ def test_seeds_are_averaged_and_other_configurations_are_not(published, tmp_path
     run(tmp_path / "c", seed=2, arguments={"std": 0.5})
     bench.main(tmp_path)
     assert sorted(published) == [
-        "toy, 2 glimpses",
-        "toy, 2 glimpses, mean of 2 seeds",
-        "toy, 2 glimpses, mean of 2 seeds, one run",
-        "toy, 2 glimpses, one run",
+        "toy, 2 glimpses, mean of 10 runs an image",
+        "toy, 2 glimpses, mean of 2 seeds, mean of 10 runs an image",
+        "toy, 2 glimpses, mean of 2 seeds, one run an image",
+        "toy, 2 glimpses, one run an image",
     ]
     errors = [bench.errors(Checkpoint.load(tmp_path / name / LAST))[0] for name in "ab"]
-    assert published["toy, 2 glimpses, mean of 2 seeds"].value == pytest.approx(sum(errors) / 2)
+    assert published["toy, 2 glimpses, mean of 2 seeds, mean of 10 runs an image"].value == pytest.approx(
+        sum(errors) / 2
+    )
 
 
 def test_every_image_has_draws_of_its_own(published, tmp_path, monkeypatch):

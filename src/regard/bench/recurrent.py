@@ -65,7 +65,10 @@ def _error_rows(key: tuple[str, int, str, str], errors: list[tuple[float, float]
     paper = f" (paper: {first} / {nips})" if first and policy == "learned" else ""
     target = f"<= {must}" if must and policy == "learned" else ""
     mean, single = np.mean(errors, axis=0)
-    return [Row(f"{name}{paper}", float(mean), "% error", target), Row(f"{name}, one run", float(single), "% error")]
+    return [
+        Row(f"{name}, mean of {COPIES} runs an image{paper}", float(mean), "% error", target),
+        Row(f"{name}, one run an image", float(single), "% error"),
+    ]
 
 
 def errors(state: Checkpoint) -> tuple[float, float]:
