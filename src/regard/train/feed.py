@@ -1,0 +1,142 @@
+"""Which rows make which batch, by seed and epoch alone, and what a batch is.
+
+The images of a batch have one grid where that is possible: rows go to buckets by the grids of their images.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from PIL import Image
+from torch import Tensor
+
+from regard.images import load_image
+from regard.tokens import Question, VisualTokens
+from regard.train.rows import Row, Rows
+from regard.train.seen import Seen
+from regard.vlm.compose import VLM
+from regard.vlm.interleaved import IMAGE, UNLEARNED, Interleaved, interleaved, without_images
+from regard.vlm.together import asked_together, seen_together
+
+_ASKED = 4096  # questions that are kept encoded
+
+
+class Prepares(Protocol):
+    """An eye that learns: a module whose `forward` gives the tokens of what `prepare` makes of images."""
+
+    def prepare(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Arguments of `forward`, on the CPU, of the images in order."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """prompts, with answers. tokens: of all images in order, in parts of one grid; or pixels: what an eye that learns
+    is given. question: what is asked of each image. texts: without markers, for losses that read them elsewhere.
+    """
+
+    prompts: Interleaved
+    tokens: list[VisualTokens]
+    pixels: dict[str, Tensor] | None
+    question: Question | None
+    texts: list[str]
+
+    @property
+    def images(self) -> int:
+        return int(self.prompts.image.sum())
+
+    @property
+    def learned(self) -> int:
+        """Tokens of answers."""
+        return int((self.prompts.labels != UNLEARNED).sum())
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device."""
+        pixels = None if self.pixels is None else {name: value.to(device) for name, value in self.pixels.items()}
+        question = None if self.question is None else self.question.to(device)
+        tokens = [part.to(device) for part in self.tokens]
+        return Batch(self.prompts.to(device), tokens, pixels, question, self.texts)
+
+
+class Feed:
+    """Batches of rows for a model. seen: what its eye made of their images; None: the eye learns, and looks itself."""
+
+    def __init__(self, vlm: VLM, rows: Rows, seen: Seen | None) -> None:
+        self.vlm, self.rows, self.seen = vlm, rows, seen
+        self._ask = lru_cache(maxsize=_ASKED)(vlm.eye.ask)
+
+    def batch(self, places: Iterable[int]) -> Batch:
+        """The rows at these places of the index."""
+        rows = [self.rows[int(place)] for place in places]
+        counts = [len(row.images) for row in rows]
+        prompts = [row.question if IMAGE in row.question else IMAGE * len(row.images) + row.question for row in rows]
+        whole = interleaved(self.vlm.tokenizer, prompts, counts, [row.answer for row in rows])
+        question = None
+        if self.vlm.eye.asked and self.vlm.bridge.hears:
+            question = asked_together([self._ask(without_images(row.question)) for row in rows for _ in row.images])
+        texts = [_text(row) for row in rows]
+        if self.seen is None:
+            eye: Any = self.vlm.eye
+            pixels = eye.prepare([load_image(path) for row in rows for _, path in row.images])
+            return Batch(whole, [], pixels, question, texts)
+        found = [self.seen[key] for row in rows for key, _ in row.images]
+        parts = [seen_together(list(part)) for _, part in groupby(found, lambda tokens: tokens.grid)]
+        return Batch(whole, parts, None, question, texts)
+
+    @property
+    def buckets(self) -> Int[np.ndarray, " n"]:
+        """The bucket of each row: rows with the same one have images of one grid; -1 for those with several."""
+        if self.seen is None:
+            return np.zeros(len(self.rows), dtype=np.int64)
+        known: dict[Any, int] = {}
+        found = []
+        for keys in self.rows.uses:
+            grids = {self.seen.grid(key) for key in keys}
+            found.append(known.setdefault(grids.pop(), len(known)) if len(grids) == 1 else -1)
+        return np.array(found, dtype=np.int64)
+
+
+def _text(row: Row) -> str:
+    """What is said of a row's image: the answer, after the question where the row has its own."""
+    asked = without_images(row.question) if row.asked else ""
+    return f"{asked} {row.answer}".strip()
+
+
+def planned(
+    buckets: Int[np.ndarray, " n"],
+    lengths: Int[np.ndarray, " n"],
+    batch: int,
+    together: int,
+    seed: Sequence[int],
+    short_first: bool = False,
+) -> Int[np.ndarray, "steps together batch"]:
+    """The rows of an epoch: of each step `together` batches of `batch` rows.
+
+    Each row comes once; what is missing in the last batch and step is taken again from the first. short_first: from
+    short answers to long, at random among those as long.
+    """
+    generator = np.random.default_rng(list(seed))
+    order = generator.permutation(len(buckets))
+    if short_first:
+        order = order[np.argsort(lengths[order], kind="stable")]
+    whole, rest = [], []
+    for bucket in np.unique(buckets):
+        members = order[buckets[order] == bucket]
+        cut = len(members) // batch * batch
+        whole += list(members[:cut].reshape(-1, batch))
+        rest.append(members[cut:])
+    left = np.concatenate(rest)
+    left = np.concatenate((left, np.resize(order, -len(left) % batch)))
+    batches = np.array([*whole, *left.reshape(-1, batch)])
+    if short_first:
+        batches = batches[np.argsort(lengths[batches].mean(axis=1), kind="stable")]
+    else:
+        batches = batches[generator.permutation(len(batches))]
+    missing = -len(batches) % together
+    batches = np.concatenate((batches, batches[np.arange(missing) % len(batches)]))
+    return batches.reshape(-1, together, batch)
