@@ -26,7 +26,7 @@ def catalogue() -> tuple[str, ...]:
     return (ALL, *sorted(KINDS.keys() - {Projector.name}), *allocators())
 
 
-def load(name: str, width: int, dim: int, asked: int = 0, **arguments: Any) -> Bridge:
+def load(name: str, width: int, dim: int, asked: int = 0, /, **arguments: Any) -> Bridge:
     """The bridge of this name, from features of `width` to a language model of `dim`. asked: width of the eye's
     questions, for those that hear them. Raises ModelError where there is no such name or argument.
     """
@@ -37,7 +37,7 @@ def load(name: str, width: int, dim: int, asked: int = 0, **arguments: Any) -> B
         raise ModelError(f"mechanism {name}: {error}") from error
 
 
-def complete(name: str, asked: int = 0, **arguments: Any) -> dict[str, Any]:
+def complete(name: str, asked: int = 0, /, **arguments: Any) -> dict[str, Any]:
     """All arguments of the bridge of this name but the widths: those given, and the defaults of the others.
 
     Raises ModelError as `load`.

@@ -16,7 +16,7 @@ __all__ = ["Fusion", "complete", "load"]
 KINDS: dict[str, type[Fusion]] = {kind.name: kind for kind in (Deep, Early, Late)}
 
 
-def load(name: str, language_model: nn.Module, **arguments: Any) -> Fusion:
+def load(name: str, language_model: nn.Module, /, **arguments: Any) -> Fusion:
     """The fusion of this name for a language model. Raises ModelError where there is no such name or argument."""
     whole = complete(name, **arguments)
     try:
@@ -25,7 +25,7 @@ def load(name: str, language_model: nn.Module, **arguments: Any) -> Fusion:
         raise ModelError(f"fusion {name}: {error}") from error
 
 
-def complete(name: str, **arguments: Any) -> dict[str, Any]:
+def complete(name: str, /, **arguments: Any) -> dict[str, Any]:
     """All arguments of the fusion of this name: those given, and the defaults of the others. Raises as `load`."""
     if name not in KINDS:
         raise ModelError(f"no fusion is named {name!r}: the names are {', '.join(sorted(KINDS))}")
