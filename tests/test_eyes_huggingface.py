@@ -169,6 +169,17 @@ def test_half_precision(eye, family):
         assert looker.ask("where is the cat").features.dtype == torch.float32
 
 
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in FLEXIBLE])
+def test_everything_is_on_the_models_device(eye, family):
+    """A device without data, which does not mix with the CPU; SigLIP 2 of transformers reads its mask's."""
+    for options in ({}, {"tiles": 4}, {"longest": 97}):
+        looker = eye(family, attention=family not in STAGES, **options).to("meta")
+        tokens = looker.look([photo(97, 61), photo(71, 83)])
+        found = [tokens.features, tokens.boxes, tokens.mask, tokens.aligned, tokens.keys, tokens.segment]
+        assert {each.device.type for each in [*found, *tokens.scores.values()] if each is not None} == {"meta"}
+        assert not looker.asked or looker.ask("where is the cat").features.device.type == "meta"
+
+
 def test_any_mode_of_picture(eye):
     looker = eye("clip")
     grey, clear = PHOTOS[0].convert("L"), PHOTOS[0].convert("RGBA")

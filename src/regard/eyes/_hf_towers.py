@@ -120,7 +120,7 @@ class Tower(nn.Module):
         stride = 1 if self.kind.flexible else self.stride
         edges = []
         for cells, side, start, stop in zip(self.grid(shape)[::-1], shape[::-1], part[:2], part[2:], strict=True):
-            steps = torch.arange(cells + 1, device=part.device).mul(stride).clamp(max=side) / side
+            steps = torch.arange(cells + 1, device=part.device) * stride / side
             edges.append((start + (stop - start) * steps).clamp(max=stop))
         return grid_boxes(*edges)[0]
 
@@ -130,8 +130,8 @@ class Tower(nn.Module):
         given: dict[str, Any] = {"output_hidden_states": self.layer is not None}
         mask = None
         if self.kind.flexible:
-            grids = torch.tensor(shapes, device=pixels.device)
-            mask = torch.arange(pixels.shape[1], device=pixels.device) < grids.prod(dim=1, keepdim=True)
+            grids = torch.tensor(shapes)  # transformers reads them one by one
+            mask = (torch.arange(pixels.shape[1]) < grids.prod(dim=1, keepdim=True)).to(pixels.device)
             given |= {"pixel_attention_mask": mask.int(), "spatial_shapes": grids}
         else:
             self._check_room(shapes[0])
