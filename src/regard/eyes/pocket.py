@@ -1,6 +1,6 @@
 """The pocket eye: the embedded one with narrower features that also hold what the middle of its network saw.
 
-    features = ([x_last, x_middle] - mean) P,    P: the 256 first principal components of some scenes, half whitened
+    features = ([x_last, x_middle] - mean) P,    P: the 512 first principal components of some scenes, half whitened
 
 The last layer knows what a thing is, the middle one its colours and strokes: words on a sign can be read from them.
 """
@@ -19,13 +19,13 @@ from regard.errors import ModelError
 from regard.eyes.embedded import EmbeddedEye
 from regard.tokens import Question, VisualTokens
 
-WIDTH = 256
+WIDTH = 512
 WEIGHTS = Path(__file__).with_name("pocket.safetensors")
 
 
 @dataclass(frozen=True)
 class PocketEye:
-    """Sees and hears as the embedded eye; features are (1, N, 256). Raises ModelError where its weights are missing."""
+    """Sees and hears as the embedded eye; features are (1, N, 512). Raises ModelError where its weights are missing."""
 
     embedded: EmbeddedEye = field(default_factory=EmbeddedEye)
 
@@ -42,7 +42,7 @@ class PocketEye:
         return "pocket (EfficientNet-Lite0 and MiniLM)"
 
     def look(self, image: Image.Image) -> VisualTokens:
-        """Encode an RGB image: features (1, N, 256), aligned (1, N, 1000), on a grid of 32 x 32 pixels a token."""
+        """Encode an RGB image: features (1, N, 512), aligned (1, N, 1000), on a grid of 32 x 32 pixels a token."""
         tokens, middle = self.embedded.detailed(image)
         mean, components = _weights()
         return replace(tokens, features=(torch.cat((tokens.features, middle), dim=2) - mean) @ components)

@@ -1,0 +1,206 @@
+"""Asked scenes as the pocket eye saw them, kept on disk: each is made and encoded once.
+
+What tokens and questions have in common, inner products and norms, is all that relevance reads of them. So `aligned`,
+of 1,000 dimensions, is kept in a basis of the reference questions, then of the scene's own, and one dimension more for
+what is left of a token's norm: of M + Q + 1 dimensions, with the same products.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from regard.allocate.relevance import Relevance
+from regard.bench.tasks.asked import PAIRS, asked
+from regard.bench.tasks.fetching import Told
+from regard.errors import DataError
+from regard.eyes import Eye
+from regard.files import write_all
+from regard.reading import Grouped
+from regard.tokens import Question, VisualTokens
+
+CHUNK = 50  # scenes of a file
+BUDGETS = (16, 32, 64, 128)
+
+_MOST = PAIRS[1]  # questions of a scene
+
+
+class Sight(NamedTuple):
+    """A scene as an eye saw it. features: (N, D) and aligned: (N, E), on a grid of side x side. questions: (Q, E).
+    covered: (Q, N), how much of each token's box the answer's things fill. kept: (Q, BUDGETS, N), the group that
+    `relevance` puts each token in, at each budget. kinds, asks, answers: of each question. Floats are float16, but for
+    questions.
+    """
+
+    side: int
+    features: Tensor
+    aligned: Tensor
+    questions: Tensor
+    covered: Tensor
+    kept: Tensor
+    kinds: list[str]
+    asks: list[str]
+    answers: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Questions about scenes of one grid. tokens: of each question's scene; covered: (B, N), where its answer is."""
+
+    tokens: VisualTokens
+    question: Question
+    covered: Float[Tensor, "b n"]
+    kinds: list[str]
+    asks: list[str]
+    answers: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Sights:
+    """Scenes of a split, by their grids. reference: (M, E), of all questions."""
+
+    scenes: tuple[Sight, ...]
+    reference: Float[Tensor, "m e"]
+
+    def batch(self, places: Sequence[tuple[int, int]]) -> Batch:
+        """places: scene and question of each; scenes of one grid."""
+        several = [self.scenes[scene] for scene, _ in places]
+        side = several[0].side
+        tokens = VisualTokens.from_grid(
+            torch.stack([one.features for one in several]).float(),
+            (side, side),
+            aligned=torch.stack([one.aligned for one in several]).float(),
+        )
+        asks = torch.stack([one.questions[turn] for one, (_, turn) in zip(several, places, strict=True)])
+        return Batch(
+            tokens,
+            Question(asks.float()[:, None], reference=self.reference),
+            torch.stack([one.covered[turn] for one, (_, turn) in zip(several, places, strict=True)]).float(),
+            *([getattr(one, name)[turn] for one, (_, turn) in zip(several, places, strict=True)] for name in _FIELDS),
+        )
+
+    def sides(self) -> list[list[tuple[int, int]]]:
+        """For each size of grid, smallest first, the places of all questions: scene and question."""
+        by: dict[int, list[tuple[int, int]]] = {}
+        for place, scene in enumerate(self.scenes):
+            by.setdefault(scene.side, []).extend((place, turn) for turn in range(len(scene.asks)))
+        return [by[side] for side in sorted(by)]
+
+    def kept(self, places: Sequence[tuple[int, int]], budget: int) -> Int[Tensor, "b n"]:
+        """What `relevance` makes of these at a budget of BUDGETS, as `Allocation.merge` takes it, decided before."""
+        at = BUDGETS.index(budget)
+        return torch.stack([self.scenes[scene].kept[turn, at] for scene, turn in places]).long()
+
+
+_PARTS = ("features", "aligned", "questions", "covered", "kept")
+_FIELDS = {"kinds": "kind", "asks": "question", "answers": "answer"}  # of a scene, and of its pairs
+
+
+def seen(eye: Eye, split: str, count: int, folder: Path, told: Told | None = None) -> Sights:
+    """The first scenes of a split, encoded where the folder has them not. Raises DataError."""
+    basis = _basis(eye)
+    scenes: list[Sight] = []
+    for start in range(0, count, CHUNK):
+        path = folder / f"{split}-{start:05d}.safetensors"
+        if not path.exists() or not path.with_suffix(".json").exists():
+            _encode(eye, split, start, path, basis)
+        scenes += _loaded(path)
+        if told:
+            told(f"encode the {split} scenes: {min(start + CHUNK, count)} of {count}")
+    return Sights(tuple(scenes[:count]), _reference(eye, basis))
+
+
+def realized(
+    features: Float[Tensor, "1 n d"], aligned: Float[Tensor, "n e"], asks: Float[Tensor, "q e"], reference: Tensor
+) -> Int[Tensor, "q b n"]:
+    """The groups that `relevance` makes of a scene's tokens for each question, at each of BUDGETS, int16."""
+    count, side = len(asks), round(features.shape[1] ** 0.5)
+    tokens = VisualTokens.from_grid(features.expand(count, -1, -1), (side, side), aligned=aligned.expand(count, -1, -1))
+    realizer = Relevance().realizer
+    with torch.no_grad():
+        measured = realizer.measure(tokens, Question(asks[:, None], reference=reference))
+        made = [realizer.decide(measured, budget).allocation.reading for budget in BUDGETS]
+    assert all(isinstance(one, Grouped) for one in made)
+    return torch.stack([one.group for one in made], dim=1).to(torch.int16)  # pyright: ignore
+
+
+def _encode(eye: Eye, split: str, start: int, path: Path, basis: Tensor) -> None:
+    tensors: dict[str, Tensor] = {}
+    reference = _reference(eye, basis)
+    texts = []
+    for index in range(start, start + CHUNK):
+        scene = asked(split, index)
+        tokens = eye.look(scene.image)
+        assert tokens.grid is not None
+        assert tokens.aligned is not None
+        asks = torch.cat([eye.ask(pair.question).features[0] for pair in scene.pairs])
+        aligned, questions = compacted(tokens.aligned[0], asks, basis)
+        covered = np.stack([_covered(pair.targets, scene.image.width, tokens.grid[2]) for pair in scene.pairs])
+        parts = {"features": tokens.features[0], "aligned": aligned, "questions": questions}
+        parts["covered"] = torch.from_numpy(covered)
+        half = {name: value if name == "questions" else value.half() for name, value in parts.items()}
+        half["kept"] = realized(tokens.features, aligned, questions, reference)
+        tensors |= {f"{index}.{name}": value.contiguous() for name, value in half.items()}
+        texts.append({"side": tokens.grid[2], **{n: [getattr(p, k) for p in scene.pairs] for n, k in _FIELDS.items()}})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_all(path.parent, {path.name: save(tensors), path.with_suffix(".json").name: json.dumps(texts)})
+
+
+def _loaded(path: Path) -> list[Sight]:
+    try:
+        tensors, texts = load_file(path), json.loads(path.with_suffix(".json").read_text())
+        first = int(path.stem.rpartition("-")[2])
+        whole = ({name: tensors[f"{first + place}.{name}"] for name in _PARTS} for place in range(len(texts)))
+        return [Sight(**parts, **about) for parts, about in zip(whole, texts, strict=True)]
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise DataError(f"{str(path)!r} cannot be read, it may be cut short: remove it ({error})") from error
+
+
+def _covered(targets: tuple, side: int, grid: int) -> np.ndarray:
+    """The part of each of grid x grid cells that the things fill, (N,)."""
+    whole = np.zeros((side, side), np.float32)
+    for thing in targets:
+        x0, y0, x1, y1 = thing.box
+        whole[y0:y1, x0:x1] = np.maximum(whole[y0:y1, x0:x1], thing.mask)
+    cell = -(-side // grid)
+    whole = np.pad(whole, (0, grid * cell - side))
+    return whole.reshape(grid, cell, grid, cell).mean(axis=(1, 3)).reshape(-1)
+
+
+def compacted(
+    aligned: Float[Tensor, "n e"], asks: Float[Tensor, "q e"], basis: Float[Tensor, "e m"]
+) -> tuple[Float[Tensor, "n f"], Float[Tensor, "q f"]]:
+    """Tokens and questions in M + _MOST + 1 dimensions, with the same inner products, and tokens with the same norms.
+
+    basis: orthonormal, of the reference questions, which then have the coordinates of `_reference`.
+    """
+    asks64, aligned64 = asks.double(), aligned.double()
+    own = asks64 - asks64 @ basis @ basis.T
+    extra, _ = torch.linalg.qr(own.T)
+    extra = extra - basis @ (basis.T @ extra)
+    whole = torch.nn.functional.pad(torch.cat((basis, extra), dim=1), (0, _MOST - extra.shape[1]))
+    coordinates = aligned64 @ whole
+    rest = (aligned64.square().sum(dim=1) - coordinates.square().sum(dim=1)).clamp(min=0).sqrt()
+    questions = asks64 @ whole
+    return torch.cat((coordinates, rest[:, None]), dim=1).float(), torch.nn.functional.pad(questions, (0, 1)).float()
+
+
+def _basis(eye: Eye) -> Float[Tensor, "e m"]:
+    reference = eye.ask("what is here?").reference
+    if reference is None:
+        raise DataError(f"the eye {eye.name} has no reference questions: take the pocket eye")
+    return torch.linalg.qr(reference.double().T)[0]
+
+
+def _reference(eye: Eye, basis: Tensor) -> Float[Tensor, "m f"]:
+    reference = eye.ask("what is here?").reference
+    assert reference is not None
+    return torch.nn.functional.pad((reference.double() @ basis).float(), (0, _MOST + 1))
