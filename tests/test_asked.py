@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image, ImageFilter
 
 from regard import DataError
 from regard.bench.tasks import asked
-from regard.bench.tasks.asked import drawing, splits, wording
+from regard.bench.tasks.asked import drawing, fluent, splits, wording
 from regard.bench.tasks.asked.layout import FAINT, INSIDE, Canvas, Thing, place_of, whole_masks
 from regard.bench.tasks.asked.questions import CLEAR
 from regard.bench.tasks.cutouts import CutOut, kin_of, one, plural
@@ -277,3 +278,16 @@ def test_what_is_not_known_is_said():
         asked.asked("dev", 0)
     with pytest.raises(DataError, match="index and seed must be 0 or more, got -1 and 0"):
         asked.make(made_up(), -1)
+
+
+def test_a_package_that_is_another_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    other = tmp_path / fluent.FILE
+    with pytest.raises(DataError, match="cannot read"):
+        fluent.fluent(other)
+    other.write_bytes(b"something else")
+    with pytest.raises(DataError, match="fluent-emoji-3d@1.1.0 has the SHA-256 .*, expected c1bb7eee"):
+        fluent.fluent(other)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataError, match="npm cannot pack @lobehub/fluent-emoji-3d@1.1.0: .* or give lobehub-"):
+        fluent.fetched()

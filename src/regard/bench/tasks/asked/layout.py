@@ -11,7 +11,7 @@ from regard.bench.tasks.cutouts import solid
 LEAST = 40  # pixels, the longest side of a thing that was made smaller to find room
 APART, EDGE = 8, 6  # pixels between two things, and to the edge
 CONTRAST = 45  # of 255: how far a thing is, at the least, from what is behind it, where there is such a place
-FAINT = 25  # of 255: a thing that is less far than this from all of one place goes to another
+FAINT = 35  # of 255: a thing that is less far than this from all of one place goes to another
 INSIDE = 0.03  # of the side: how far a thing's centre is, at the least, from the lines between the nine places
 
 _TRIES, _SEEN = 40, 12  # places tried for room, and of those with room, for being seen

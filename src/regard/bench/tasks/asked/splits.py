@@ -41,7 +41,7 @@ class Stock(NamedTuple):
 
 @cache
 def stock(split: str, folder: Path | None = None) -> Stock:
-    """A split of SPLITS, of the real packages. Takes about twenty seconds for all four, once.
+    """A split of SPLITS, of the real packages. Takes about half a minute for all four, once.
 
     folder: where the .deb files, the .tgz and the .whl are; fetched where there is none. Raises DataError.
     """
