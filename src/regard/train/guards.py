@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from regard.errors import ModelError
 from regard.vlm.compose import VLM
+from regard.vlm.fusion.fusion import base_of
 from regard.vlm.fusion.late import Late
 
 PARTS = ("eye", "bridge", "fusion", "language_model")
@@ -34,7 +35,7 @@ def freeze_all_but(parts: Mapping[str, nn.Module], learn: Iterable[str]) -> dict
         if name not in learn:
             part.requires_grad_(False)
             continue
-        if not hasattr(part, "peft_config"):
+        if base_of(part) is part:
             part.requires_grad_(True)
         chosen = {key: value for key, value in part.named_parameters() if value.requires_grad}
         for value in chosen.values():

@@ -40,7 +40,7 @@ class Learner(nn.Module):
         return out.loss, words + out.bridged.mask.sum()
 
 
-def shared(learner: Learner, team: Any) -> Any:
+def shared(learner: nn.Module, team: Any) -> Any:
     """The learner on this process's device, its gradients shared with the other processes' where there are any.
 
     What is frozen is left as it is, and not sent about.

@@ -164,8 +164,12 @@ class Rows:
     def drop(self, keys: dict[str, str]) -> None:
         """Leave rows out whose images are broken. keys: of those images, and why."""
         kept = [place for place, uses in enumerate(self.uses) if not any(key in keys for key in uses)]
+        self.keep(kept, "the image is broken")
+
+    def keep(self, kept: Sequence[int], why: str) -> None:
+        """Leave out all rows but some. why: the others are."""
         if len(kept) < len(self):
-            self.skipped["the image is broken"] += len(self) - len(kept)
+            self.skipped[why] += len(self) - len(kept)
         self.starts, self.lengths = self.starts[kept], self.lengths[kept]
         self.uses = [self.uses[place] for place in kept]
 
