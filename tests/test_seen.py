@@ -1,0 +1,123 @@
+"""Scenes kept as an eye saw them: with fewer numbers, and the same products, norms and decisions."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from regard.allocate import load
+from regard.allocation import Allocation
+from regard.bench.tasks import seen
+from regard.bench.tasks.asked import Asked
+from regard.bench.tasks.asked.layout import Thing
+from regard.bench.tasks.asked.questions import Pair
+from regard.errors import DataError
+from regard.tokens import Question, VisualTokens
+
+
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 8))
+def test_compact_tokens_have_the_same_products_and_norms(seed: int, tokens: int, questions: int):
+    generator = torch.Generator().manual_seed(seed)
+    aligned, asks, reference = (torch.randn(n, 53, generator=generator) for n in (tokens, questions, 11))
+    basis = torch.linalg.qr(reference.double().T)[0]
+    small, asked = seen.compacted(aligned, asks, basis)
+    others = torch.nn.functional.pad((reference.double() @ basis).float(), (0, 9))
+    assert small.shape == (tokens, 20)
+    torch.testing.assert_close(small @ asked.T, aligned @ asks.T, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(small @ others.T, aligned @ reference.T, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(small.norm(dim=1), aligned.norm(dim=1), atol=1e-4, rtol=1e-4)
+
+
+def test_questions_among_the_references_take_no_room():
+    reference = torch.randn(5, 17, generator=torch.Generator().manual_seed(0))
+    basis = torch.linalg.qr(reference.double().T)[0]
+    aligned = torch.randn(7, 17)
+    small, asked = seen.compacted(aligned, reference[:2], basis)
+    torch.testing.assert_close(small @ asked.T, aligned @ reference[:2].T, atol=1e-5, rtol=1e-5)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """An eye that sees the mean colour of 32 x 32 pixels."""
+
+    name: str = "toy"
+    width: int = 3
+    asked: int = 30
+
+    def look(self, image: Image.Image) -> VisualTokens:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+        cells = torch.nn.functional.avg_pool2d(pixels, 32)
+        mix = torch.randn(3, 30, generator=torch.Generator().manual_seed(1))
+        flat = cells.flatten(2).transpose(1, 2)
+        return VisualTokens.from_grid(flat, cells.shape[2:], aligned=flat @ mix)
+
+    def ask(self, text: str) -> Question:
+        generator = torch.Generator().manual_seed(len(text))
+        reference = torch.randn(6, 30, generator=torch.Generator().manual_seed(2))
+        return Question(torch.randn(1, 1, 30, generator=generator), reference=reference)
+
+
+def scene(split: str, index: int, seed: int = 0) -> Asked:
+    rng = np.random.default_rng([index, len(split)])
+    side = (192, 224)[index % 2]
+    image = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+    thing = Thing("cutout", "fox", "x", "", "", (32, 64, 80, 128), np.ones((64, 48), bool))
+    pairs = (Pair("where", "where is the fox?", "top left", (thing,)), Pair("exists", "is there a fox?", "yes", ()))
+    return Asked(image, (thing,), pairs, "photo")
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    monkeypatch.setattr(seen, "asked", scene)
+    monkeypatch.setattr(seen, "CHUNK", 4)
+    monkeypatch.setattr(seen, "BUDGETS", (4, 9))
+    return lambda: seen.seen(Toy(), "train", 8, tmp_path)
+
+
+def test_what_was_kept_is_what_the_eye_sees(made):
+    sights, eye = made(), Toy()
+    batch = sights.batch([(3, 0), (1, 1)])
+    assert batch.answers == ["top left", "yes"]
+    assert batch.tokens.grid == (1, 7, 7)
+    tokens, question = eye.look(scene("train", 3).image), eye.ask("where is the fox?")
+    torch.testing.assert_close(batch.tokens.features[:1], tokens.features, atol=1e-3, rtol=1e-3)
+    expected = tokens.relevance(question)
+    torch.testing.assert_close(batch.tokens.relevance(batch.question)[:1], expected, atol=2e-2, rtol=1e-2)
+    assert batch.covered[0].nonzero()[:, 0].tolist() == [15, 16, 22, 23]
+    assert batch.covered[0, 16] == 0.5
+    assert not batch.covered[1].any()
+
+
+def test_decisions_that_were_kept_are_those_of_relevance(made):
+    sights, eye = made(), Toy()
+    tokens, question = eye.look(scene("train", 2).image), eye.ask("is there a fox?")
+    for budget in (4, 9):
+        again = Allocation.merge(sights.kept([(2, 1)], budget), budget, boxes=tokens.boxes)
+        wanted = load("relevance").allocate(tokens, question, budget)
+        torch.testing.assert_close(again.matrix(), wanted.matrix())
+
+
+def test_scenes_are_encoded_once_and_sorted_by_their_grids(made, tmp_path, monkeypatch):
+    sights = made()
+    assert [len(side) for side in sights.sides()] == [8, 8]
+    assert {sights.scenes[scene].side for scene, _ in sights.sides()[0]} == {6}
+
+    def never(*given: object) -> Tensor:
+        raise AssertionError("encoded twice")
+
+    monkeypatch.setattr(seen, "asked", never)
+    again = made()
+    assert torch.equal(again.scenes[5].features, sights.scenes[5].features)
+    (tmp_path / "train-00004.safetensors").write_bytes(b"cut")
+    with pytest.raises(DataError, match="train-00004.safetensors.*remove it"):
+        made()
+    texts = tmp_path / "train-00000.json"
+    texts.write_text(json.dumps(json.loads(texts.read_text())[:1]) + "[")
+    with pytest.raises(DataError, match="train-00000.safetensors.*remove it"):
+        made()
