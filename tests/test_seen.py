@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
@@ -21,6 +21,7 @@ from regard.errors import DataError
 from regard.tokens import Question, VisualTokens
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 8))
 def test_compact_tokens_have_the_same_products_and_norms(seed: int, tokens: int, questions: int):
     generator = torch.Generator().manual_seed(seed)
