@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,9 @@ from regard.train.saving import LAST, load
 from regard.train.settings import Curriculum, Rates, Recipe
 from regard.vlm.bridges.qformer import QueryBridge
 from regard.vlm.compose import VLM
-from test_train_vlm import COLOURS, SMALL, Cut, ToyEye, cut_at, pictures, rows_of, tokenizer, toy_vlm
+from test_train_vlm import COLOURS, SMALL, CutError, ToyEye, cut_at, pictures, rows_of, tokenizer, toy_vlm
 
-QUERIES = {"queries": 5, "heads": 2, "depth": 3, "inner": 12}
+QUERIES: dict[str, Any] = {"queries": 5, "heads": 2, "depth": 3, "inner": 12}
 
 
 def aligner() -> Aligner:
@@ -160,7 +161,7 @@ def test_both_stages_go_on_after_a_cut(tmp_path):
         return two_stage.train(vlm, rows, tmp_path / name, recipe, **given)
 
     whole = go("whole")
-    with pytest.raises(Cut):
+    with pytest.raises(CutError):
         go("cut", cut_at(4))
     cut = go("cut")
     for stage in ("stage1", "stage2"):
@@ -246,7 +247,7 @@ def test_all_learn_and_go_on_after_a_cut(tmp_path, lora, eye):
         return before, full.train(vlm, rows, tmp_path / name, recipe, **given)
 
     before, (vlm, metrics) = go("whole")
-    with pytest.raises(Cut):
+    with pytest.raises(CutError):
         go("cut", cut_at(5))
     go("cut")
     assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")

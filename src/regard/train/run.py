@@ -24,7 +24,7 @@ from regard.train.feed import Feed, planned
 from regard.train.guards import Flow, norms
 from regard.train.rows import Source, indexed
 from regard.train.saving import BEST, LAST, Learned, flat, found, locked, restore
-from regard.train.seen import Seen, drop_broken
+from regard.train.seen import Seen, described, drop_broken
 from regard.train.settings import Recipe
 from regard.vlm.compose import VLM
 
@@ -79,15 +79,9 @@ class Run:
     def __init__(
         self, folder: Path, recipe: Recipe, team: Any, learned: Learned, feed: Feed, decides: dict[str, Any], tell: Tell
     ) -> None:
-        self.folder, self.recipe, self.team, self.learned, self.feed, self.tell = (
-            folder,
-            recipe,
-            team,
-            learned,
-            feed,
-            tell,
-        )
-        seen = None if feed.seen is None else feed.seen.folder.name
+        self.folder, self.recipe, self.team = folder, recipe, team
+        self.learned, self.feed, self.tell = learned, feed, tell
+        seen = None if feed.seen is None else described(feed.seen.eye)
         counts = {name: sum(value.numel() for value in some.values()) for name, some in learned.items()}
         data = {"rows": feed.rows.digest, "count": len(feed.rows), "eye": seen, "processes": team.num_processes}
         self.state = found(folder, {"recipe": recipe.decides, **data, "learned": counts, **decides})
@@ -226,5 +220,6 @@ class Run:
         }
         if self.team.is_main_process:
             write_whole(self.folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-        self.team.end_training()
+        for tracker in self.team.trackers:  # not `end_training`, which ends the processes' group with them
+            tracker.finish()
         return metrics

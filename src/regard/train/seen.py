@@ -10,7 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -158,9 +158,20 @@ def _single(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value
 
 
+def described(eye: Any) -> dict[str, Any]:
+    """An eye's name and, of a dataclass, its options."""
+    return {"name": eye.name, "options": _options(eye) if is_dataclass(eye) else None}
+
+
+def _options(value: Any) -> Any:
+    if is_dataclass(value):
+        return {f.name: _options(getattr(value, f.name)) for f in fields(value)}
+    return value if isinstance(value, str | int | float | bool | None) else type(value).__name__
+
+
 def _folder_of(place: Path, eye: Eye) -> Path:
     """The folder of an eye: of one that makes the same of the probes, or a new one."""
-    about = {"name": eye.name, "options": repr(eye) if is_dataclass(eye) else ""}
+    about = described(eye)
     made = {}
     for number, size in enumerate(_PROBES):
         try:
