@@ -1,6 +1,9 @@
 """Training a bridge between a frozen eye and a frozen language model: resumed exactly, guarded, and answering."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +18,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from regard.errors import DataError, ModelError
 from regard.tokens import Question, VisualTokens
 from regard.train.bridge import train
+from regard.train.guards import Flow, freeze_all_but, parts_of
 from regard.train.rows import Source
 from regard.train.saving import BEST, LAST, load
-from regard.train.settings import Curriculum, Rates, Recipe
+from regard.train.settings import Curriculum, Rates, Recipe, settled
 from regard.vlm.compose import VLM
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
@@ -161,3 +166,205 @@ def test_a_run_that_was_cut_goes_on_with_the_same_losses(tmp_path):
     before = (tmp_path / "cut" / LAST).stat().st_mtime_ns
     train(vlm(), rows, tmp_path / "cut", **given)
     assert (tmp_path / "cut" / LAST).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "fusion", "arguments"),
+    [
+        ("relevance", "early", {}),
+        ("cascade", "deep", {}),
+        ("recurrent", "late", {}),
+        ("qformer", "hybrid", {"queries": 4, "heads": 2}),
+        ("resampler", "deep", {"latents": 4, "heads": 2}),
+    ],
+)
+def test_any_bridge_and_fusion_are_trained(tmp_path, mechanism, fusion, arguments):
+    vlm = toy_vlm(mechanism, fusion, ToyEye(asked=4), bridge_arguments=arguments)
+    recipe = replace(SMALL, budget=4, epochs=1)
+    before = {name: value.clone() for name, value in vlm.named_parameters()}
+    _, metrics = train(vlm, pictures(tmp_path / "data", 12), tmp_path / "run", recipe, cache=tmp_path / "cache")
+    assert metrics["learned"].keys() == {"bridge", *(["fusion"] if fusion in ("late", "deep") else [])}
+    changed = {name.split(".")[0] for name, value in vlm.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == metrics["learned"].keys()
+    assert metrics["frozen_unchanged"]
+    assert metrics["held_loss"] is None
+
+
+def test_a_step_of_small_batches_is_one_of_a_large(tmp_path):
+    rows, cache = pictures(tmp_path / "data", 8), tmp_path / "cache"
+    found = []
+    for name, batch, accumulate in (("one", 8, 1), ("two", 4, 2)):
+        recipe = replace(SMALL, batch=batch, accumulate=accumulate)
+        train(toy_vlm(), rows, tmp_path / name, recipe, cache=cache)
+        found.append([row["loss"] for row in rows_of(tmp_path / name)])
+    assert len(found[0]) == 3
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_rows_of_several_images_are_learned(tmp_path):
+    pictures(tmp_path, 4)
+    lines = [
+        {"images": ["0.png", "1.png"], "question": "<image> and then <image> ?", "answer": "red and green"},
+        {"images": ["2.png", "3.png"], "question": "what ?", "answer": "blue"},
+        {"image": "0.png", "answer": "red"},
+    ]
+    (tmp_path / "several.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for fusion in ("early", "late"):
+        source = Source((str(tmp_path / "several.jsonl"),))
+        trained = train(toy_vlm(fusion=fusion), source, tmp_path / fusion, SMALL, cache=tmp_path / "cache")
+        assert trained.metrics["rows"] == 3
+
+
+def test_frozen_weights_that_change_are_told(tmp_path):
+    vlm = toy_vlm()
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if done == 2:
+            vlm.language_model.lm_head.weight.data[0, 0] += 1e-6  # pyright: ignore
+
+    with pytest.raises(ModelError, match="weights that are frozen have changed"):
+        train(vlm, pictures(tmp_path), tmp_path / "run", SMALL, cache=tmp_path / "cache", tell=tell)
+
+
+def test_gradients_that_do_not_flow_are_told(tmp_path, monkeypatch):
+    vlm = toy_vlm()
+    monkeypatch.setattr(vlm.language_model, "forward", torch.no_grad()(vlm.language_model.forward))
+    with pytest.raises(ModelError, match="no gradient reaches the bridge"):
+        train(vlm, pictures(tmp_path), tmp_path / "run", SMALL, cache=tmp_path / "cache")
+    monkeypatch.undo()
+    flow = Flow(parts_of(vlm))
+    flow.check({"bridge": 1.0, "fusion": 0.0})
+    flow.check({"bridge": 0.0, "fusion": 0.0})
+    with pytest.raises(ModelError, match="no gradient has reached the fusion in 3 steps"):
+        flow.check({"bridge": 0.0, "fusion": 0.0})
+    flow.check({"bridge": 0.0, "fusion": 0.0})
+    freeze_all_but(parts_of(vlm), ("bridge",))
+    weight = vlm.language_model.lm_head.weight
+    weight.grad = torch.zeros_like(weight)
+    with pytest.raises(ModelError, match="language_model is frozen and has a gradient"):
+        Flow(parts_of(vlm)).check({"bridge": 1.0})
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last(tmp_path):
+    vlm = toy_vlm()
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if done == 5:
+            next(vlm.bridge.parameters()).data.fill_(torch.nan)
+
+    with pytest.raises(ModelError, match=r"the loss is nan at step 6: .*last.safetensors' is of step 3; try lower"):
+        train(vlm, pictures(tmp_path), tmp_path / "run", SMALL, cache=tmp_path / "cache", tell=tell)
+    saved, tensors = load(tmp_path / "run" / LAST)
+    assert saved.step == 3
+    assert all(bool(value.isfinite().all()) for value in tensors.values())
+
+
+def test_one_run_a_folder(tmp_path):
+    rows, cache = pictures(tmp_path / "data", 4), tmp_path / "cache"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").write_text("999999999")  # of a process that is dead
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True)"
+    code += "; time.sleep(600)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run" / "lock")], stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    other.stdout.readline()
+    with pytest.raises(DataError, match="another run .process 999999999. is at work in"):
+        train(toy_vlm(), rows, tmp_path / "run", SMALL, cache=cache)
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    train(toy_vlm(), rows, tmp_path / "run", SMALL, cache=cache)
+    assert (tmp_path / "run" / "lock").read_text() == str(os.getpid())
+
+
+def test_another_run_or_a_cut_checkpoint_is_refused(tmp_path):
+    rows, given = pictures(tmp_path / "data", 8), {"cache": tmp_path / "cache"}
+    train(toy_vlm(), rows, tmp_path / "run", SMALL, **given)
+    other = replace(SMALL, rates=Rates(bridge=0.5), seed=4)
+    said = (
+        r"holds a run with recipe.seed 0 \(asked for 4\), recipe.rates.bridge 0.01 \(asked for 0.5\).*: choose another"
+    )
+    with pytest.raises(DataError, match=said):
+        train(toy_vlm(), rows, tmp_path / "run", other, **given)
+    with pytest.raises(DataError, match=r"learned.bridge \d+ \(asked for \d+\)"):
+        train(toy_vlm(bridge_arguments={"hidden": 9}), rows, tmp_path / "run", SMALL, **given)
+    with pytest.raises(DataError, match=r"count 8 \(asked for 7\)"):
+        train(toy_vlm(), pictures(tmp_path / "fewer", 7), tmp_path / "run", SMALL, **given)
+    changed = toy_vlm()
+    changed.language_model.lm_head.weight.data[0] += 1  # pyright: ignore
+    with pytest.raises(DataError, match="frozen .* .asked for"):
+        train(changed, rows, tmp_path / "run", SMALL, **given)
+    whole = (tmp_path / "run" / LAST).read_bytes()
+    for size in (0, 9, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "run" / LAST).write_bytes(whole[:size])
+        with pytest.raises(DataError, match="run/last.safetensors' cannot be read, it may be cut short"):
+            train(toy_vlm(), rows, tmp_path / "run", SMALL, **given)
+    with pytest.raises(DataError, match="there is no checkpoint"):
+        load(tmp_path / "nothing")
+
+
+def test_narrow_models_learn_in_mixed_precision(tmp_path):
+    rows, given = pictures(tmp_path / "data", 8), {"cache": tmp_path / "cache"}
+
+    def vlm() -> VLM:
+        return VLM(ToyEye(), "all", language_model().to(torch.bfloat16), tokenizer(), "late")
+
+    with pytest.raises(ModelError, match="the language model is in bfloat16: train with mixed_precision='bf16'"):
+        train(vlm(), rows, tmp_path / "run", SMALL, **given)
+    trained, _ = train(vlm(), rows, tmp_path / "run", replace(SMALL, mixed_precision="bf16"), **given)
+    assert {value.dtype for value in trained.bridge.parameters()} == {torch.float32}
+    assert {value.dtype for value in trained.language_model.parameters()} == {torch.bfloat16}
+
+
+def test_a_tokenizer_needs_no_padding(tmp_path):
+    assert tokenizer().pad_token_id is None
+    vlm = VLM(ToyEye(), "all", language_model(), tokenizer(end=False))
+    rows = pictures(tmp_path / "data", 5)
+    trained, metrics = train(vlm, rows, tmp_path / "run", SMALL, cache=tmp_path / "cache")
+    assert metrics["loss"] > 0
+    assert trained.answer([Image.new("RGB", (24, 16))], ["what ?"], max_new_tokens=2, pad_token_id=0)
+
+
+def test_a_tracker_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ModelError, match="the tracker 'nothing' is not installed or not known: .* trackio"):
+        train(toy_vlm(), pictures(tmp_path), tmp_path / "run", replace(SMALL, log_with="nothing"))
+
+
+def test_rates_rise_fall_and_wait():
+    recipe = Recipe(warmup=0.1, rates=Rates(bridge=2.0, fusion=4.0, language_model=1.0))
+    assert recipe.rate("bridge", 0.05) == pytest.approx(1)
+    assert recipe.rate("bridge", 0.1) == 2
+    assert recipe.rate("bridge", 0.55) == pytest.approx(1)
+    assert recipe.rate("bridge", 1) == pytest.approx(0)
+    waits = replace(recipe, curriculum=Curriculum(fusion_warmup=0.4, bridge_first=0.5))
+    assert waits.rate("fusion", 0.2) == pytest.approx(recipe.rate("fusion", 0.2) / 2)
+    assert waits.rate("fusion", 0.5) == recipe.rate("fusion", 0.5)
+    assert waits.rate("language_model", 0.5) == 0
+    assert waits.rate("language_model", 0.6) == recipe.rate("language_model", 0.6) > 0
+
+
+def test_settings_are_named_when_they_are_wrong():
+    made = settled(Recipe, {"epochs": 2, "rates": {"bridge": 1}, "curriculum": {"budgets": [1, 4]}, "budget": None})
+    assert made == Recipe(epochs=2, rates=Rates(bridge=1.0), curriculum=Curriculum(budgets=(1, 4)))
+    base = Recipe(epochs=7, rates=Rates(bridge=3.0))
+    assert settled(Recipe, {"rates": {"eye": 2.0}}, base=base) == replace(base, rates=Rates(eye=2.0, bridge=3.0))
+    for values, said in [
+        ({"epoch": 2}, "there is no setting recipe.epoch: did you mean epochs?"),
+        ({"rates": {"zzz": 2}}, "there is no setting recipe.rates.zzz: known are eye, bridge, fusion"),
+        ({"epochs": "2"}, "recipe.epochs must be a whole number, got '2'"),
+        ({"epochs": True}, "recipe.epochs must be a whole number, got True"),
+        ({"rates": 3}, "recipe.rates must be a table of settings, got 3"),
+        ({"warmup": "x"}, "recipe.warmup must be a number, got 'x'"),
+        ({"mixed_precision": "fp16"}, "recipe.mixed_precision must be 'no' or 'bf16', got 'fp16'"),
+        ({"curriculum": {"budgets": [1]}}, "recipe.curriculum.budgets must be a list of 2, got"),
+        ({"curriculum": {"budgets": [4, 1]}}, "budgets must be two numbers"),
+        ({"curriculum": {"short_first": 1}}, "recipe.curriculum.short_first must be true or false, got 1"),
+        ({"curriculum": {"bridge_first": 2}}, "curriculum.bridge_first must be from 0 to 1"),
+        ({"epochs": 0}, "epochs must be 1 or more"),
+        ({"rates": {"bridge": -1}}, "rates.bridge must be a number of 0 or more"),
+        ({"warmup": 1}, "warmup must be from 0 to less than 1"),
+        ({"clip": float("nan")}, "clip must be a number of 0 or more"),
+    ]:
+        with pytest.raises(DataError) as raised:
+            settled(Recipe, values, "recipe.")
+        assert said in str(raised.value)

@@ -35,6 +35,8 @@ class Learner(nn.Module):
             tokens = batch.tokens if batch.pixels is None else eye(**batch.pixels)
             out = self.vlm(batch.prompts, tokens, batch.question, budget)
         assert out.loss is not None
+        if torch.is_grad_enabled() and not out.loss.requires_grad:
+            raise ModelError("no gradient reaches the bridge: the language model computes without, let it compute with")
         assert out.bridged is not None
         words = batch.prompts.mask.sum() - batch.prompts.image.sum()
         return out.loss, words + out.bridged.mask.sum()

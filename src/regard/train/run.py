@@ -39,8 +39,14 @@ def silent(stage: str, done: int, total: int) -> None:
 def team_of(recipe: Recipe, folder: Path) -> Any:
     """An `Accelerator` of accelerate: this process among those of `torchrun`, or alone."""
     from accelerate import Accelerator
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+    known, there = list(LOGGER_TYPE_TO_CLASS), [str(one) for one in get_available_trackers()]
+    if recipe.log_with is not None and recipe.log_with not in there:
+        raise ModelError(
+            f"the tracker {recipe.log_with!r} is not installed, or not known: known are {', '.join(known)}"
+        )
     handlers: list[Any] = [
         InitProcessGroupKwargs(timeout=_PATIENCE),
         DistributedDataParallelKwargs(find_unused_parameters=True),
