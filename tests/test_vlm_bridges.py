@@ -1,6 +1,7 @@
 """One contract for everything that stands between an eye and a language model. A new bridge is found by its name."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -161,7 +162,7 @@ def test_other_dtypes(name, dtype):
     assert got.features.dtype == dtype
     assert torch.equal(got.mask, want.mask)
     if dtype == torch.float64 or name not in ("cascade", "recurrent"):
-        close = {"rtol": 1e-3, "atol": 1e-4} if dtype == torch.float64 else {"rtol": 0.1, "atol": 0.15}
+        close: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-4} if dtype == torch.float64 else {"rtol": 0.1, "atol": 0.15}
         torch.testing.assert_close(got.features[got.mask].float(), want.features[want.mask], **close)
 
 

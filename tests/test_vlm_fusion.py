@@ -65,7 +65,7 @@ def by_hand(vlm: VLM, made: Interleaved, seen: Any) -> Spliced:
     return spliced(made, words(vlm.language_model, made), features, torch.ones_like(features[..., 0]).bool())
 
 
-def assert_real(got: Tensor, want: Tensor, mask: Tensor, **close: float) -> None:
+def assert_real(got: Tensor, want: Tensor, mask: Tensor, **close: Any) -> None:
     """Equal where a token is real; padding sees nothing and says whatever it likes."""
     keep = mask[:, -got.shape[1] :]
     torch.testing.assert_close(got[keep], want[keep], **{"rtol": 0.0, "atol": 0.0, **close})
@@ -259,6 +259,7 @@ def test_every_linear_map_has_an_expert(lm):
     assert isinstance(experts, nn.ModuleDict)
     assert {name.replace("/", ".") for name in experts} == set(maps)
     for expert in experts.values():
+        assert isinstance(expert.weight, Tensor)
         held = expert.weight.clone()
         expert.weight += torch.randn_like(held)
         assert not torch.allclose(vlm(made, seen).logits, base, atol=1e-4)
@@ -274,7 +275,8 @@ def test_the_last_token_of_an_image_is_of_the_language_expert(lm):
     made, seen = prompts(), tokens(3)
     spell = by_hand(vlm, made, seen)
     assert isinstance(vlm.fusion, Deep)
-    name, expert = next((n, e) for n, e in vlm.fusion.experts[0].items())  # pyright: ignore
+    experts: Any = vlm.fusion.experts[0]
+    name, expert = next(iter(experts.items()))
     module = decoder_layers(one)[0].get_submodule(name.replace("/", "."))
     outputs = []
     for _ in range(2):
@@ -317,15 +319,11 @@ def test_a_layer_is_cogvlms():
         block.vision_mlp.widen.weight.copy_(torch.cat([experts["gate_proj"], experts["up_proj"]]))  # pyright: ignore
         block.vision_mlp.narrow.weight.copy_(experts["down_proj"])  # pyright: ignore
         real = prompt.mask
-        close = {"rtol": 1e-5, "atol": 1e-6}  # Llama's norms and rotary angles are made in float32
-        torch.testing.assert_close(
-            block(states[place], prompt.image, real)[real], states[place + 1][real], **close
-        )
+        close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}  # Llama's norms and rotary angles are made in float32
+        torch.testing.assert_close(block(states[place], prompt.image, real)[real], states[place + 1][real], **close)
         block.attention.vision_out.weight.mul_(1.01)
         with pytest.raises(AssertionError):
-            torch.testing.assert_close(
-                block(states[place], prompt.image, real)[real], states[place + 1][real], **close
-            )
+            torch.testing.assert_close(block(states[place], prompt.image, real)[real], states[place + 1][real], **close)
 
 
 @torch.no_grad()
@@ -368,7 +366,7 @@ def test_closed_gates_learn_to_open(lm):
 
 
 def test_models_that_cannot_be_fused_are_one_line():
-    sizes = {"d_model": 8, "d_ff": 8, "d_kv": 4, "num_layers": 1, "num_heads": 2, "vocab_size": 29}
+    sizes: dict[str, Any] = {"d_model": 8, "d_ff": 8, "d_kv": 4, "num_layers": 1, "num_heads": 2, "vocab_size": 29}
     t5 = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     bert = transformers.BertForMaskedLM(transformers.BertConfig(**sizes, vocab_size=29))
@@ -400,15 +398,16 @@ def test_models_that_count_positions_themselves():
         built(bloom, "deep")
     for name in ("early", "late"):
         whole = opened(built(bloom, name))(made, seen).logits
-        alone = opened(built(bloom, name))(interleaved(tokenizer(), TEXTS[2:], [1], ["the cat"]), tokens(3).images(
-            torch.tensor([2])
-        )).logits
+        alone = opened(built(bloom, name))(
+            interleaved(tokenizer(), TEXTS[2:], [1], ["the cat"]), tokens(3).images(torch.tensor([2]))
+        ).logits
         torch.testing.assert_close(alone[0], whole[2, -alone.shape[1] :], rtol=1e-3, atol=1e-4)
 
 
 def test_gradient_checkpointing_is_refused_where_hooks_would_be_gone():
     lm = language_model("llama")
-    for layer in decoder_layers(lm):  # as gradient_checkpointing_enable does, which has another name in newer versions
+    layers: Any = decoder_layers(lm)
+    for layer in layers:  # as gradient_checkpointing_enable does, which has another name in newer versions
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
     made, seen = prompts(), tokens(3)
@@ -423,7 +422,7 @@ def test_gradient_checkpointing_is_refused_where_hooks_would_be_gone():
     assert out.loss is not None
     out.loss.backward()
     with_ = [value.grad.clone() for value in vlm.bridge.parameters() if value.grad is not None]
-    for layer in decoder_layers(lm):
+    for layer in layers:
         layer.gradient_checkpointing = False
     vlm.zero_grad()
     vlm(made, seen).loss.backward()

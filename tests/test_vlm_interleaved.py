@@ -85,9 +85,8 @@ def plainly(prompts: Interleaved, words: torch.Tensor, features: torch.Tensor | 
             if prompts.image[row, place]:
                 seen += 1
                 if features is not None and valid is not None:
-                    for slot in range(features.shape[1]):
-                        if valid[image, slot]:
-                            out.append((features[image, slot], True, UNLEARNED, seen))
+                    real = [slot for slot in range(features.shape[1]) if valid[image, slot]]
+                    out += [(features[image, slot], True, UNLEARNED, seen) for slot in real]
                 image += 1
             elif prompts.mask[row, place]:
                 out.append((words[row, place], False, int(prompts.labels[row, place]), seen))

@@ -26,15 +26,21 @@ def tokenizer(bos: bool = True, eos: bool = True, pad: bool = True) -> Any:
     inner.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     if bos:
         inner.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])  # pyright: ignore
-    given = {"bos_token": "<s>" if bos else None, "eos_token": "</s>" if eos else None}
+    given: dict[str, Any] = {"bos_token": "<s>" if bos else None, "eos_token": "</s>" if eos else None}
     given |= {"pad_token": "<pad>" if pad else None}
     return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", **given)
 
 
 def config(name: str, layers: int = 3) -> Any:
     ends: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    sizes = {"hidden_size": 24, "num_hidden_layers": layers, "num_attention_heads": 6, "vocab_size": VOCAB, **ends}
-    near = {"intermediate_size": 40, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    sizes: dict[str, Any] = {
+        "hidden_size": 24,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 6,
+        "vocab_size": VOCAB,
+        **ends,
+    }
+    near: dict[str, Any] = {"intermediate_size": 40, "num_key_value_heads": 2, "max_position_embeddings": 128}
     if name == "llama":
         return transformers.LlamaConfig(**sizes, **near)
     if name == "qwen2":
@@ -102,7 +108,9 @@ class ToyTower(nn.Module):
         raise AssertionError("it hears nothing")
 
 
-def tokens(images: int, rows: int = 3, columns: int = 4, width: int = 11, asked: int = 5, seed: int = 1) -> VisualTokens:
+def tokens(
+    images: int, rows: int = 3, columns: int = 4, width: int = 11, asked: int = 5, seed: int = 1
+) -> VisualTokens:
     """With all that any allocator needs."""
     generator = torch.Generator().manual_seed(seed)
 

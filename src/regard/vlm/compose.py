@@ -217,6 +217,7 @@ class VLM(nn.Module):
         bridged = bridged_together(bridged)
         if self.fusion.in_prompt:
             return bridged, _some(spliced(prompts, words, bridged.features, bridged.mask)), None, None
+        _check_ends(prompts)
         return bridged, _some(spliced(prompts, words)), *_memory(prompts, bridged)
 
     @property
@@ -240,6 +241,15 @@ def _memory(prompts: Interleaved, bridged: Bridged) -> tuple[Tensor, Tensor]:
 
 def _with_markers(text: str, images: int) -> str:
     return text if IMAGE in text else IMAGE * images + text
+
+
+def _check_ends(prompts: Interleaved) -> None:
+    """Raise DataError where an image is the last of a prompt, so that an answer begins before a word has seen it."""
+    learned = F.pad((prompts.labels != UNLEARNED)[:, 1:], (0, 1), value=True)
+    blind = (prompts.image & learned).nonzero()
+    if len(blind):
+        row = int(blind[0, 0])
+        raise DataError(f"prompt {row} ends with an image, which no word sees where it is a memory: end it with a word")
 
 
 def _some(prompt: Spliced) -> Spliced:

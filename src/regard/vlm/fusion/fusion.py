@@ -57,9 +57,9 @@ def before_calls(language_model: nn.Module, values: Tensor, tell: Callable[[Tens
     own for each of its beams; a token that follows the prompt has what the prompt's last one has. Raises ModelError
     where layers are run again in the backward pass, when hooks are gone.
     """
-    if language_model.training and torch.is_grad_enabled():
-        if any(getattr(module, "gradient_checkpointing", False) for module in language_model.modules()):
-            raise ModelError("late and deep fusion do without gradient checkpointing: disable it in the language model")
+    again = any(getattr(module, "gradient_checkpointing", False) for module in language_model.modules())
+    if again and language_model.training and torch.is_grad_enabled():
+        raise ModelError("late and deep fusion do without gradient checkpointing: disable it in the language model")
 
     def told(module: nn.Module, given: tuple, named: dict) -> None:
         read = next(x for x in (named.get("inputs_embeds"), named.get("input_ids"), *given) if x is not None)
