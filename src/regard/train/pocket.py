@@ -30,10 +30,17 @@ _FEWER = 4  # times smaller batches of all tokens
 class Batch(Protocol):
     """Questions about scenes of one grid."""
 
-    tokens: VisualTokens
-    question: Question
-    asks: list[str]
-    answers: list[str]
+    @property
+    def tokens(self) -> VisualTokens: ...
+
+    @property
+    def question(self) -> Question: ...
+
+    @property
+    def asks(self) -> list[str]: ...
+
+    @property
+    def answers(self) -> list[str]: ...
 
 
 class Scenes(Protocol):

@@ -85,8 +85,8 @@ class VLM(nn.Module):
             raise ModelError(f"hybrid fusion needs learned queries ({' or '.join(LEARNED)}), got {self.mechanism!r}")
         self.fusion = _fusion(fusion, language_model, fusion_arguments or {})
         self.described = {
-            "mechanism": _described(bridges.complete, mechanism, self.eye.asked, arguments=bridge_arguments),
-            "fusion": _described(fusions.complete, fusion, arguments=fusion_arguments),
+            "mechanism": _described(bridges.complete, mechanism, bridge_arguments),
+            "fusion": _described(fusions.complete, fusion, fusion_arguments),
         }
         self.started = saved.versions(language_model)
         self.bridge.to(words.weight.device, words.weight.dtype)
@@ -269,7 +269,7 @@ def _name(language_model: Any) -> str:
 
 def _bridge(given: str | Bridge, eye: Eye, dim: int, arguments: dict[str, Any]) -> Bridge:
     if isinstance(given, str):
-        return bridges.load(given, eye.width, dim, eye.asked, **arguments)
+        return bridges.load(given, eye.width, dim, **arguments)
     if (given.width, given.dim) != (eye.width, dim):
         raise ModelError(f"the bridge must go from {eye.width} to {dim} wide, got {given.width} to {given.dim}")
     return given
@@ -281,8 +281,8 @@ def _fusion(given: str | Fusion, language_model: nn.Module, arguments: dict[str,
     return fusions.load("early" if given == "hybrid" else given, language_model, **arguments)
 
 
-def _described(complete: Callable[..., dict], given: Any, *more: int, arguments: dict[str, Any] | None) -> dict | None:
+def _described(complete: Callable[..., dict], given: Any, arguments: dict[str, Any] | None) -> dict | None:
     """The name and all arguments of a part that was given by name, so that a later default does not change it."""
     if not isinstance(given, str):
         return None
-    return {"name": given, "arguments": complete("early" if given == "hybrid" else given, *more, **(arguments or {}))}
+    return {"name": given, "arguments": complete("early" if given == "hybrid" else given, **(arguments or {}))}

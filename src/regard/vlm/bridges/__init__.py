@@ -1,6 +1,5 @@
 """The mechanisms that stand between an eye and a language model, one a file, and the allocators by their names."""
 
-import inspect
 from typing import Any
 
 from regard.allocate import catalogue as allocators
@@ -26,18 +25,19 @@ def catalogue() -> tuple[str, ...]:
     return (ALL, *sorted(KINDS.keys() - {Projector.name}), *allocators())
 
 
-def load(name: str, width: int, dim: int, asked: int = 0, /, **arguments: Any) -> Bridge:
-    """The bridge of this name, from features of `width` to a language model of `dim`. asked: width of the eye's
-    questions, for those that hear them. Raises ModelError where there is no such name or argument.
+def load(name: str, width: int, dim: int, /, **arguments: Any) -> Bridge:
+    """The bridge of this name, from features of `width` to a language model of `dim`.
+
+    Raises ModelError where there is no such name or argument.
     """
-    whole = complete(name, asked, **arguments)
+    whole = complete(name, **arguments)
     try:
         return KINDS.get(name, Projector)(width, dim, **whole)
     except TypeError as error:
         raise ModelError(f"mechanism {name}: {error}") from error
 
 
-def complete(name: str, asked: int = 0, /, **arguments: Any) -> dict[str, Any]:
+def complete(name: str, /, **arguments: Any) -> dict[str, Any]:
     """All arguments of the bridge of this name but the widths: those given, and the defaults of the others.
 
     Raises ModelError as `load`.
@@ -47,6 +47,4 @@ def complete(name: str, asked: int = 0, /, **arguments: Any) -> dict[str, Any]:
     kind = KINDS.get(name, Projector)
     if kind is Projector:
         arguments = {"allocator": None if name == ALL else name, **arguments}
-    if "asked" in inspect.signature(kind).parameters:
-        arguments = {"asked": asked, **arguments}
     return all_arguments(f"mechanism {name}", kind, 2, arguments)

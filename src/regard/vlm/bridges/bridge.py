@@ -105,6 +105,21 @@ def padded(value: Tensor, most: int) -> Tensor:
     return value if not spare else pad(value, (0, 0) * (value.ndim - 2) + (0, spare))
 
 
+@torch.no_grad()
+def heard(tokens: VisualTokens, question: Question | None) -> Float[Tensor, "b n"]:
+    """How near each token is to the question, (B, N), of mean 0 and deviation 1 in each image; 0 where none is asked.
+
+    The same for words that no training had, and for any eye.
+    """
+    valid = tokens.valid
+    if question is None:
+        return torch.zeros_like(tokens.boxes[..., 0])
+    near = tokens.relevance(question).masked_fill(~valid, 0)
+    count = valid.sum(dim=1, keepdim=True)
+    away = (near - near.sum(dim=1, keepdim=True) / count).masked_fill(~valid, 0)
+    return away / (away.square().sum(dim=1, keepdim=True) / count).sqrt().clamp(min=1e-6)
+
+
 class Places(nn.Module):
     """Where tokens are and how large, (B, N, 4) to (B, N, dim): a linear map of sines and cosines of their boxes'
     centres, in octaves, and the logarithms of their sides.

@@ -1,6 +1,6 @@
 """A cascade as the bridge: coarse tokens of the whole image, and the most salient of them read again, finer.
 
-    c = pool(x) to half of the budget;    s_i = w tanh(U LN(c_i) + V q)        what the question needs finer, q its mean
+    c = pool(x) to half of the budget;    s_i = w tanh(U f(c_i)) + a n_i,    n how near c_i is to the question (`heard`)
     out = [f(c_i) g_i for all i, f(x_j) g_i for members j of the best c_i],    g = 1 + (sigmoid(s) - stop(sigmoid(s)))
 
 CF-ViT's coarse-to-fine splitting (arXiv 2203.03821), over the tokens of one eye. The gate is 1 in value and lets the
@@ -13,29 +13,30 @@ from torch import Tensor, nn
 
 from regard.allocate import load
 from regard.allocation import Allocation, Attribution
-from regard.errors import DataError
 from regard.tokens import Question, VisualTokens
-from regard.vlm.bridges.bridge import Bridge, Bridged, Reader
+from regard.vlm.bridges.bridge import Bridge, Bridged, Reader, heard
 
 
 class CascadeBridge(Bridge):
-    """hidden: width of the MLP and of the score. asked: width of the eye's questions, 0 where they are not read."""
+    """hidden: width of the MLP and of the score."""
 
     name = "cascade"
+    hears = True
 
-    def __init__(self, width: int, dim: int, hidden: int | None = None, asked: int = 0) -> None:
+    def __init__(self, width: int, dim: int, hidden: int | None = None) -> None:
         super().__init__(width, dim)
         hidden = hidden or dim
-        self.pool, self.hears = load("pool"), asked > 0
+        self.pool = load("pool")
         self.read, self.out = Reader(width, hidden), nn.Linear(hidden, dim)
-        self.look, self.hear = nn.Linear(hidden, hidden), nn.Linear(asked, hidden, bias=False) if asked else None
-        self.score = nn.Linear(hidden, 1)
+        self.look, self.score = nn.Linear(hidden, hidden), nn.Linear(hidden, 1)
+        self.hear = nn.Parameter(torch.ones(()))
 
     def bridged(self, tokens: VisualTokens, question: Question | None, budget: int) -> Bridged:
         coarse = self.pool.allocate(tokens, None, -(-budget // 2))
         seen = coarse.apply(tokens)
         read = self.read(seen.features, seen.boxes)
-        scores = self._scores(read, question)
+        near = coarse.apply(heard(tokens, question)).to(read.dtype)
+        scores = self.score(self.look(read).tanh())[..., 0] + self.hear * near
         fine, parent = self._chosen(tokens, coarse, scores.detach(), budget - coarse.n_out)
         gate = scores.sigmoid()
         gate = (1 + (gate - gate.detach()))[..., None]
@@ -45,14 +46,6 @@ class CascadeBridge(Bridge):
         features = self.out(nn.functional.gelu(whole))
         reading = None if self.training else _looked(coarse, fine)
         return Bridged(features, torch.ones_like(features[..., 0], dtype=torch.bool), reading)
-
-    def _scores(self, read: Float[Tensor, "b k h"], question: Question | None) -> Float[Tensor, "b k"]:
-        heard = self.look(read)
-        if self.hear is not None:
-            if question is None:
-                raise DataError("the cascade was made to hear a question: give the eye's")
-            heard = heard + self.hear(question.mean().to(read.dtype))[:, None]
-        return self.score(heard.tanh())[..., 0]
 
     @torch.no_grad()
     def _chosen(

@@ -1,0 +1,168 @@
+"""Every mechanism as the bridge of the pocket model, at equal budgets: `regard bench mechanisms`.
+
+An answer is right word for word, to its end; greedy, so it is what the model says by itself. Budgets are tokens in the
+prompt. Intervals are of scenes drawn again, 95 %, and of several runs where there are some. What it costs is of one
+question about one scene of the middle size; times are medians, alternating.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from regard.bench.results import Row, medians, provenance, publish
+from regard.bench.tasks.asked.wording import KINDS
+from regard.bench.tasks.seen import Batch, Sights
+from regard.cost.language import LanguageModel
+from regard.train.pocket import BUDGETS, taught
+from regard.vlm.bridges import ALL
+from regard.vlm.compose import VLM
+from regard.vlm.interleaved import IMAGE, interleaved
+from regard.vlm.pocket import MECHANISMS, Pocket
+
+BLIND = ("pool", "grid", "random", "divprune")  # allocators that do not hear the question
+DETAIL = ("colour", "read")  # kinds whose answers need the detail of one thing
+AT_ONCE = 64  # questions
+AGAIN = 2000  # times that scenes are drawn again
+
+
+@dataclass(frozen=True, eq=False)
+class Asking:
+    """What came of asking all questions of a split. kinds, scenes: of each question, (Q,)."""
+
+    kinds: np.ndarray
+    scenes: np.ndarray
+    right: dict[tuple[str, int | None], np.ndarray] = field(default_factory=dict)
+
+    def rate(self, mechanism: str, budget: int | None, kinds: Iterable[str] = KINDS) -> float:
+        """The percent of questions of these kinds that were answered right."""
+        return 100 * float(self.right[mechanism, budget][np.isin(self.kinds, list(kinds))].mean())
+
+    def interval(self, value: Callable[[np.ndarray], float], seed: int = 0, again: int = AGAIN) -> tuple[float, float]:
+        """Of a value of questions, given by their places; 95 %, of scenes drawn again."""
+        scenes, rng = np.unique(self.scenes), np.random.default_rng(seed)
+        places = {scene: np.flatnonzero(self.scenes == scene) for scene in scenes}
+        drawn = (np.concatenate([places[s] for s in rng.choice(scenes, len(scenes))]) for _ in range(again))
+        low, high = np.nanpercentile([value(which) for which in drawn], (2.5, 97.5))
+        return float(low), float(high)
+
+
+@torch.no_grad()
+def asking(
+    model: Pocket,
+    sights: Sights,
+    mechanisms: Sequence[str] = MECHANISMS,
+    budgets: Sequence[int] = BUDGETS,
+    told: Callable[[str], None] = lambda line: None,
+) -> Asking:
+    """Ask all questions through each mechanism at each budget, and through all tokens."""
+    places = [place for side in sights.sides() for place in side]
+    found = Asking(
+        np.array([sights.scenes[scene].kinds[turn] for scene, turn in places]), np.array([s for s, _ in places])
+    )
+    for name in mechanisms:
+        vlm = model.vlm(name).eval()
+        for budget in [None] if name == ALL else budgets:
+            right = []
+            for side in sights.sides():
+                for start in range(0, len(side), AT_ONCE):
+                    with torch.autocast("cpu", torch.bfloat16):
+                        right.append(taught(vlm, sights.batch(side[start : start + AT_ONCE]), budget)[1])
+            found.right[name, budget] = torch.cat(right).numpy()
+            told(f"{name}, {budget or 'all'} tokens: {found.rate(name, budget):.1f} % right")
+    return found
+
+
+def cost(vlm: VLM, batch: Batch, budget: int | None) -> dict[str, float]:
+    """Of one question: parameters of the bridge, and multiply-accumulates of bridge and decoder to the first word."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        bridged = vlm.bridge(batch.tokens, batch.question, budget)
+    config: Any = vlm.language_model.config
+    words = len(vlm.tokenizer(batch.asks[0])["input_ids"])
+    prompt = int(bridged.mask.sum()) + words
+    return {
+        "parameters": sum(value.numel() for value in vlm.bridge.parameters()),
+        "macs": counter.get_total_flops() / 2 + LanguageModel.of(config).prefill_macs(prompt),
+    }
+
+
+def first_word(vlm: VLM, batch: Batch, budget: int | None) -> Callable[[], Tensor]:
+    """Bridge and decoder, from the eye's tokens to the first word of each answer."""
+    prompts = interleaved(vlm.tokenizer, [IMAGE + ask for ask in batch.asks], [1] * len(batch.asks))
+    return lambda: vlm.generate(prompts, batch.tokens, batch.question, budget, max_new_tokens=1, do_sample=False)
+
+
+def seconds(model: Pocket, sights: Sights, budgets: Sequence[int], size: int, rounds: int) -> dict[tuple, float]:
+    """The median seconds to the first words of `size` questions at once, for each mechanism and budget, alternating."""
+    side = sights.sides()[len(sights.sides()) // 2]
+    batch = sights.batch([side[place % len(side)] for place in range(size)])
+    work: dict[str, Callable[[], object]] = {
+        f"{name} {budget}": first_word(model.vlm(name).eval(), batch, budget)
+        for name in MECHANISMS
+        for budget in ([None] if name == ALL else budgets)
+    }
+    return {tuple(name.split()): value for name, value in medians(work, rounds).items()}
+
+
+def compared(found: Asking, budget: int) -> list[Row]:
+    """What is to be reached at a budget: relevance beside the best of the blind allocators, and beside all tokens."""
+
+    def rate(name: str, kinds: Iterable[str] = KINDS) -> float:
+        return found.rate(name, budget if name != ALL else None, kinds)
+
+    def apart(name: str, kinds: Sequence[str]) -> tuple[float, float]:
+        of = np.isin(found.kinds, list(kinds))
+        own, other = found.right["relevance", budget], found.right[name, budget if name != ALL else None]
+        difference = np.where(of, own.astype(float) - other, np.nan)
+        return found.interval(lambda which: 100 * float(np.nanmean(difference[which])))
+
+    rows = []
+    for name, kinds, target in (("detail", DETAIL, ">= 6"), *((kind, (kind,), ">= -2") for kind in KINDS)):
+        best = max(BLIND, key=lambda other: rate(other, kinds))
+        low, high = apart(best, kinds)
+        line = f"{budget} tokens, {name}: relevance less {best} (95 %: {low:+.1f} to {high:+.1f})"
+        rows.append(Row(line, rate("relevance", kinds) - rate(best, kinds), "points", target))
+    low, high = apart(ALL, KINDS)
+    line = f"{budget} tokens, all questions: all tokens less relevance (95 %: {-high:+.1f} to {-low:+.1f})"
+    rows.append(Row(line, rate(ALL) - rate("relevance"), "points", "<= 4"))
+    return rows
+
+
+def main(
+    model: Pocket, sights: Sights, split: str, command: str, told: Callable[[str], None] = lambda line: None
+) -> None:
+    """Ask, measure, and write results/mechanisms.json, or, of another split than the test's, show only."""
+    made, found = provenance(), asking(model, sights, told=told)
+    side = sights.sides()[len(sights.sides()) // 2]
+    alone, rows, table = sights.batch(side[:1]), [], []
+    single, several = (seconds(model, sights, BUDGETS, size, rounds) for size, rounds in ((1, 9), (64, 3)))
+    for name in MECHANISMS:
+        vlm = model.vlm(name).eval()
+        for budget in [None] if name == ALL else BUDGETS:
+            costs = cost(vlm, alone, budget)
+            low, high = found.interval(lambda which, of=found.right[name, budget]: 100 * float(of[which].mean()))
+            kinds = [f"{found.rate(name, budget, (kind,)):.1f}" for kind in KINDS]
+            times = [f"{1e3 * of[name, str(budget)] / n:.1f}" for of, n in ((single, 1), (several, 64))]
+            whole = f"{found.rate(name, budget):.1f} ({low:.1f} to {high:.1f})"
+            costed = [f"{costs['parameters'] / 1e3:.0f}", f"{costs['macs'] / 1e6:.0f}"]
+            table.append([name, str(budget or "all"), whole, *kinds, *costed, *times])
+    for budget in BUDGETS[:3]:
+        rows += compared(found, budget)
+    columns = [
+        "mechanism",
+        "tokens",
+        "right, % (95 %)",
+        *KINDS,
+        "bridge, k parameters",
+        "M MACs",
+        "ms alone",
+        "ms of 64",
+    ]
+    tables = {"mechanisms": {"columns": columns, "rows": table}}
+    notes = {"questions": len(found.kinds), "scenes": len(np.unique(found.scenes)), "split": split}
+    publish("mechanisms", command, rows, made, seed=0, notes=notes, tables=tables, write=split == "test")
