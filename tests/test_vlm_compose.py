@@ -421,5 +421,5 @@ def test_a_question_of_each_image_reaches_the_bridge():
     torch.testing.assert_close(whole.logits, vlm(made, seen, question(6), 3).logits, rtol=1e-4, atol=1e-4)
     other = vlm(made, seen, question(6, seed=9), 3)
     assert not torch.allclose(whole.logits[0], other.logits[0])
-    with pytest.raises(DataError, match="needs question"):
+    with pytest.raises(DataError, match="needs a question"):
         VLM(ToyEye(), "top", language_model("llama"), tokenizer())(made, seen, None, 3)
