@@ -25,8 +25,8 @@ WAYS = {
     "tome early": ("tome", "early", {"hidden": 9}, {}),
     "qformer hybrid": ("qformer", "hybrid", {"queries": 5, "heads": 2, "inner": 14}, {}),
     "resampler late": ("resampler", "late", {"latents": 5, "heads": 2}, {"where": [0, 2], "hidden": 17, "heads": 3}),
-    "cascade deep": ("cascade", "deep", {"asked": 0}, {"shared": False}),
-    "recurrent late": ("recurrent", "late", {"glimpses": 3, "asked": 0}, {"every_image": True}),
+    "cascade deep": ("cascade", "deep", {"hidden": 9}, {"shared": False}),
+    "recurrent late": ("recurrent", "late", {"glimpses": 3}, {"every_image": True}),
 }
 
 
@@ -201,6 +201,8 @@ def test_a_trained_eye_is_saved(tmp_path):
         assert torch.equal(other.map.weight, eye.map.weight)
         assert torch.equal(looked(again), looked(vlm))
         again.save_pretrained(tmp_path / "m2")
+    with pytest.raises(ModelError, match="the eye of this model was trained: give one that is a module"):
+        VLM.from_pretrained(tmp_path / "m", eye=ToyEye())
     eye.requires_grad_(False)
     vlm.save_pretrained(tmp_path / "frozen")
     other = ToyTower()
@@ -221,7 +223,7 @@ def test_parts_that_were_given_are_given_again(tmp_path):
         with pytest.raises(ModelError, match=f"the {missing} of this model .*: give {missing}"):
             VLM.from_pretrained(tmp_path / "m", **rest)
     assert torch.equal(said(VLM.from_pretrained(tmp_path / "m", **given)), said(vlm))
-    wrong = {**given, "mechanism": load("all", 11, 24, 0, hidden=7)}
+    wrong = {**given, "mechanism": load("all", 11, 24, hidden=7)}
     with pytest.raises(DataError, match="of shape .* expected .*: it is of other parts"):
         VLM.from_pretrained(tmp_path / "m", **wrong)
     with pytest.raises(DataError, match="lacks fusion.blocks.2|unknown"):
@@ -251,7 +253,7 @@ def test_a_card_says_what_it_is(tmp_path, named):
         "library_name": "regard",
         "pipeline_tag": "image-text-to-text",
         "base_model": ["some/model"],
-        "tags": ["regard", "vision-language-model", "qformer", "early"],
+        "tags": ["regard", "vision-language-model", "qformer", "hybrid"],
     }
     assert "regard.VLM.from_pretrained" in text
     assert f"the bridge ({sum(p.numel() for p in vlm.bridge.parameters()):,} parameters)" in text

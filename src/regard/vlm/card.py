@@ -49,13 +49,14 @@ def card(vlm: "VLM", config: dict[str, Any]) -> str:
     counts = [f"{name} ({_size(part)} parameters)" for name, part in parts.items() if _size(part)]
     counts += ["the language model"] if "name_or_path" not in said else []
     counts += ["an adapter of the language model"] if config["adapter"] else []
+    fusion = (config["fusion"] or {"name": vlm.fusion.name})["name"]
     model = type(vlm.language_model).__name__ if "name_or_path" not in said else f"`{said['name_or_path']}`"
     return _CARD.format(
-        tags="".join(f"- {tag}\n" for tag in ("regard", "vision-language-model", vlm.mechanism, vlm.fusion.name)),
+        tags="".join(f"- {tag}\n" for tag in ("regard", "vision-language-model", vlm.mechanism, fusion)),
         bases="base_model:\n" + "".join(f"- {name}\n" for name in bases) if bases else "",
         eye=f"`{eye.get('name_or_path') or vlm.eye.name}`",
         mechanism=f"`{vlm.mechanism}`",
-        fusion=f"`{(config['fusion'] or {'name': vlm.fusion.name})['name']}`",
+        fusion=f"`{fusion}`",
         language_model=model,
         trained=", ".join(counts),
         give=", eye=your_eye" if eye["kind"] == "given" else "",

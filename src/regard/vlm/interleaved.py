@@ -115,7 +115,7 @@ def spliced(
         whole = values.new_full((len(counts), longest, *values.shape[1:]), empty)
         return whole.index_put(place, values)
 
-    labels = prompts.labels.flatten()[source].masked_fill(image, UNLEARNED)
+    labels = prompts.labels.flatten()[source]
     seen = prompts.image.cumsum(dim=1).flatten()[source]
     real = torch.ones_like(image)
     return Spliced(put(rows, 0), put(real, False), put(image, False), put(labels, UNLEARNED), put(seen, 0))

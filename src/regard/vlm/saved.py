@@ -249,6 +249,8 @@ def _restore(vlm: "VLM", folder: Path, eye_weights: bool) -> None:
         reason = "is missing" if not path.exists() else f"is damaged ({str(error).splitlines()[0]})"
         raise DataError(f"{str(path)!r} {reason}: save the model anew") from error
     parts: dict[str, Any] = {"bridge": vlm.bridge, "fusion": vlm.fusion, **({"eye": vlm.eye} if eye_weights else {})}
+    if eye_weights and not isinstance(vlm.eye, nn.Module):
+        raise ModelError(f"the eye of this model was trained: give one that is a module, got {vlm.eye.name!r}")
     wanted = {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
     for name in sorted(weights.keys() ^ wanted.keys()):
         raise DataError(f"{str(path)!r} {'lacks' if name in wanted else 'has the unknown'} {name}: it is another model")
