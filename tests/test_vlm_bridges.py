@@ -275,6 +275,36 @@ def test_the_cascades_gate_teaches_the_score():
 
 
 @torch.no_grad()
+def test_the_cascade_reads_no_token_twice():
+    """A coarse token of one token alone is fine enough, however much it is asked for."""
+    bridge = made("cascade")
+    for seed in range(6):
+        out = bridge(tokens(3, 3, 3, seed=seed), question(3, seed=seed), 9)
+        assert out.reading is not None
+        coarse, fine = out.reading.matrix().split((5, 4), dim=1)
+        lone = (coarse == 1).any(dim=1)
+        assert lone.sum(dim=1).tolist() == [1, 1, 1]
+        assert not (lone & (fine.sum(dim=1) > 0)).any()
+        assert fine.sum(dim=1).max() == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["all", "qformer", "resampler", "recurrent", "divprune", "tome", "top"])
+def test_padding_is_as_if_it_were_not_there(name):
+    bridge, seen, asked = made(name), ragged(), question(3)
+    assert seen.aligned is not None
+    assert seen.keys is not None
+    whole = bridge(seen, asked, 4)
+    for image in range(3):
+        kept = seen.valid[image]
+        parts = (value[image : image + 1, kept] for value in (seen.features, seen.boxes, seen.aligned, seen.keys))
+        features, boxes, aligned, keys = parts
+        bare = VisualTokens(features, boxes, aligned=aligned, keys=keys)
+        alone = bridge(bare, asked.images(torch.tensor([image])), 4)
+        torch.testing.assert_close(real(alone, 0), real(whole, image), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
 def test_the_cascade_needs_a_grid():
     with pytest.raises(DataError, match="needs grid"):
         made("cascade")(replace(tokens(2), grid=None), question(2), 5)
