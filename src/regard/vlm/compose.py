@@ -29,7 +29,7 @@ from regard.vlm.parts import check_devices, described_eye, named_eye, named_lang
 from regard.vlm.processors import checked_device
 from regard.vlm.together import asked_together, seen_together
 
-Tokens = VisualTokens | Sequence[VisualTokens]
+Tokens = VisualTokens | Sequence[VisualTokens] | Bridged
 
 LEARNED = ("qformer", "resampler")  # mechanisms whose tokens are learned queries
 
@@ -108,9 +108,9 @@ class VLM(nn.Module):
         question: Question | None = None,
         budget: int | None = None,
     ) -> Output:
-        """prompts: of a batch. tokens: of all its images, in order, in several parts where their grids are not one;
-        question: of each image, what its prompt asks.
-        budget: tokens an image. Raises as `Bridge.forward`, and DataError where images and tokens differ in number.
+        """prompts: of a batch. tokens: of all its images, in order, in several parts where their grids are not one, or
+        what the bridge made of them before. question: of each image, what its prompt asks. budget: tokens an image.
+        Raises as `Bridge.forward`, and DataError where images and tokens differ in number.
         """
         bridged, prompt, memory, shown = self._read(prompts, tokens, question, budget)
         learned = prompt.labels != UNLEARNED
@@ -203,22 +203,27 @@ class VLM(nn.Module):
     ) -> tuple[Bridged | None, Spliced, Tensor | None, Tensor | None]:
         """The prompts as the language model reads them, and the memory of each prompt's images where they are one."""
         words = words_of(self.language_model)(prompts.ids)
-        parts = [tokens] if isinstance(tokens, VisualTokens) else list(tokens)
-        count, given = int(prompts.image.sum()), sum(len(part.features) for part in parts)
+        bridged = tokens if isinstance(tokens, Bridged) else self._bridged(tokens, question, budget)
+        count, given = int(prompts.image.sum()), 0 if bridged is None else len(bridged.features)
         if count != given:
             raise DataError(f"the prompts have {count} images and there are tokens of {given}: give one each")
-        if not parts:
+        if bridged is None:
             return None, _some(spliced(prompts, words)), None, None
-        bridged, first = [], 0
-        for part in parts:
-            rows = torch.arange(first, first + len(part.features), device=part.features.device)
-            bridged.append(self.bridge(part, None if question is None else question.images(rows), budget))
-            first += len(rows)
-        bridged = bridged_together(bridged)
         if self.fusion.in_prompt:
             return bridged, _some(spliced(prompts, words, bridged.features, bridged.mask)), None, None
         _check_ends(prompts)
         return bridged, _some(spliced(prompts, words)), *_memory(prompts, bridged)
+
+    def _bridged(
+        self, tokens: VisualTokens | Sequence[VisualTokens], question: Question | None, budget: int | None
+    ) -> Bridged | None:
+        """What the bridge makes of all images; None where there are none."""
+        bridged, first = [], 0
+        for part in [tokens] if isinstance(tokens, VisualTokens) else tokens:
+            rows = torch.arange(first, first + len(part.features), device=part.features.device)
+            bridged.append(self.bridge(part, None if question is None else question.images(rows), budget))
+            first += len(rows)
+        return bridged_together(bridged) if bridged else None
 
     @property
     def _asks(self) -> bool:

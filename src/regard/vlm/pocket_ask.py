@@ -1,0 +1,136 @@
+"""`regard ask` without a model's name: the pocket model's answers, with all of its visual tokens and with fewer."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import PIL.Image
+import torch
+
+from regard.allocation import Allocation
+from regard.cost.language import LanguageModel
+from regard.errors import BudgetError, DataError
+from regard.record import STAGES, Answer, Look, Picture, Record
+from regard.recorded import boxes_of, explained, look_of, made_by, read_picture, relevance_of
+from regard.tokens import Question, VisualTokens
+from regard.vlm.ask import Asked
+from regard.vlm.bridges import ALL
+from regard.vlm.compose import VLM
+from regard.vlm.decide import budgets_of
+from regard.vlm.interleaved import IMAGE, interleaved
+from regard.vlm.measure import PeakMemory, TokenTimes
+from regard.vlm.pocket import Pocket, pocket, unknown_words
+
+TRAINED_ON = (
+    "the pocket model was trained on composed scenes: cut-outs, shapes and signs on photos, and questions about what, "
+    "where, how many, which colour, what is next to it, what is written and what is missing; ask about other pictures "
+    "with --model"
+)
+
+
+def ask_pocket(
+    image: str | os.PathLike | bytes | PIL.Image.Image,
+    question: str,
+    *,
+    budget: int | None = None,
+    keep: float | None = None,
+    mechanisms: Sequence[str] = ("relevance",),
+    max_new_tokens: int = 8,
+    model: Pocket | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Asked:
+    """The pocket model's answer with all tokens, and through each of some mechanisms (`pocket.MECHANISMS`).
+
+    budget: tokens of the image, or keep: the fraction of them, a quarter where neither is given. model: by default the
+    one of the package. Raises RegardError where a user can mend: an empty question, a name that is none, a bad image.
+    """
+    if not isinstance(question, str) or not question.strip():
+        raise DataError("the question is empty: ask in words, such as 'where is the cat?'")
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise BudgetError(f"the answer must have at least 1 token, got {max_new_tokens!r}")
+    found = model or pocket()
+    vlms = {name: found.vlm(name).eval() for name in dict.fromkeys((ALL, *mechanisms))}
+    progress("read")
+    picture, preview = read_picture(image)
+    start = time.perf_counter()
+    tokens, asked = found.eye.look(picture), found.eye.ask(question)
+    seen = time.perf_counter() - start
+    count = tokens.features.shape[1]
+    amount = budgets_of([count], budget, keep if budget is not None or keep is not None else 0.25)[0]
+    answers, looks = [], []
+    for name, vlm in vlms.items():
+        progress(f"answer: {name}")
+        answer, look = _answered(vlm, name, tokens, asked, question, amount, seen, max_new_tokens)
+        answers.append(answer)
+        looks += [] if look is None else [look]
+    unknown = unknown_words(question, found.tokenizer.get_vocab())
+    notes = [f"the pocket model does not know {', '.join(unknown)}"] if unknown else []
+    record = _record(preview, question, tokens, asked, tuple(looks), tuple(answers))
+    return Asked(tuple(answers), (record,), (*notes, TRAINED_ON))
+
+
+@torch.no_grad()
+def _answered(
+    vlm: VLM, name: str, tokens: VisualTokens, asked: Question, question: str, budget: int, seen: float, most: int
+) -> tuple[Answer, Look | None]:
+    """One answer, and where its tokens were spent, where they are a selection. seen: seconds that the eye took."""
+    prompts = interleaved(vlm.tokenizer, [IMAGE + question], [1])
+    memory, start = PeakMemory(torch.device("cpu")), time.perf_counter()
+    bridged = vlm.bridge(tokens, asked, None if name == ALL else budget)
+    decided, times = time.perf_counter() - start, TokenTimes()
+    ids = vlm.generate(prompts, bridged, streamer=times, do_sample=False, max_new_tokens=most)
+    visual = int(bridged.mask.sum())
+    config: Any = vlm.language_model.config
+    answer = Answer(
+        allocator=None if name == ALL else name,
+        text=vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)[0].strip(),
+        visual_tokens=visual,
+        prompt_tokens=visual + int(prompts.mask.sum()) - 1,
+        new_tokens=ids.shape[1],
+        seconds=dict(zip(STAGES, (seen, decided, times.prefill, times.decode), strict=True)),
+        memory_before=memory.before,
+        memory_peak=memory.peak,
+    )
+    if name == ALL or not isinstance(bridged.reading, Allocation):
+        return answer, None
+    look = look_of(
+        tokens,
+        asked,
+        bridged.reading,
+        number=0,
+        name=name,
+        allocator=vlm.bridge.allocator,
+        budget=budget,
+        seconds=decided,
+        model=LanguageModel.of(config),
+        prompt_tokens=answer.prompt_tokens - visual,
+        why=explained(vlm.bridge.allocator, tokens, asked, visual),
+    )
+    return answer, look
+
+
+def _record(
+    preview: Picture,
+    question: str,
+    tokens: VisualTokens,
+    asked: Question,
+    looks: tuple[Look, ...],
+    answers: tuple[Answer, ...],
+) -> Record:
+    about = {"model": "the pocket model, float32", "device": "cpu", "timed": "once"}
+    about["memory"] = PeakMemory.kind(torch.device("cpu"))
+    return Record(
+        picture=preview,
+        eye="the pocket eye",
+        questions=(question,),
+        boxes=boxes_of(tokens),
+        relevance=relevance_of(tokens, [asked]),
+        grid=tokens.grid,
+        looks=looks,
+        answers=answers,
+        language_model="the pocket model's decoder",
+        prompt_tokens=answers[0].prompt_tokens - answers[0].visual_tokens,
+        seconds=dict(answers[0].seconds),
+        made={**made_by(0), **about},
+    )
