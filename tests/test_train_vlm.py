@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from regard.train.bridge import train
 from regard.train.guards import Flow, freeze_all_but, parts_of
 from regard.train.rows import Source
 from regard.train.saving import BEST, LAST, load
-from regard.train.settings import Curriculum, Rates, Recipe, settled
+from regard.train.settings import Curriculum, Rates, Recipe, fitting, settled
 from regard.vlm.compose import VLM
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
@@ -107,8 +107,8 @@ def rows_of(folder: Path) -> list[dict[str, float]]:
 
 def test_a_bridge_learns_and_answers(tmp_path):
     rows, held = pictures(tmp_path / "data", 48), pictures(tmp_path / "held", 9)
-    recipe = replace(SMALL, epochs=10, every=30, rates=Rates(bridge=3e-2))
-    vlm = toy_vlm()
+    recipe = replace(SMALL, epochs=12, every=30)
+    vlm = toy_vlm(bridge_arguments={"hidden": 64})
     before = {name: value.clone() for name, value in vlm.language_model.named_parameters()}
     trained, metrics = train(vlm, rows, tmp_path / "run", recipe, held=held, cache=tmp_path / "cache")
     assert metrics["held_loss"] < 1.5
@@ -239,7 +239,7 @@ def test_gradients_that_do_not_flow_are_told(tmp_path, monkeypatch):
         flow.check({"bridge": 0.0, "fusion": 0.0})
     flow.check({"bridge": 0.0, "fusion": 0.0})
     freeze_all_but(parts_of(vlm), ("bridge",))
-    weight = vlm.language_model.lm_head.weight
+    weight = vlm.language_model.get_parameter("lm_head.weight")
     weight.grad = torch.zeros_like(weight)
     with pytest.raises(ModelError, match="language_model is frozen and has a gradient"):
         Flow(parts_of(vlm)).check({"bridge": 1.0})
@@ -309,7 +309,7 @@ def test_narrow_models_learn_in_mixed_precision(tmp_path):
     def vlm() -> VLM:
         return VLM(ToyEye(), "all", language_model().to(torch.bfloat16), tokenizer(), "late")
 
-    with pytest.raises(ModelError, match="the language model is in bfloat16: train with mixed_precision='bf16'"):
+    with pytest.raises(ModelError, match="the language model is in bfloat16: train it with mixed_precision='bf16'"):
         train(vlm(), rows, tmp_path / "run", SMALL, **given)
     trained, _ = train(vlm(), rows, tmp_path / "run", replace(SMALL, mixed_precision="bf16"), **given)
     assert {value.dtype for value in trained.bridge.parameters()} == {torch.float32}
@@ -326,7 +326,7 @@ def test_a_tokenizer_needs_no_padding(tmp_path):
 
 
 def test_a_tracker_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ModelError, match="the tracker 'nothing' is not installed or not known: .* trackio"):
+    with pytest.raises(ModelError, match="the tracker 'nothing' is not installed, or not known: .* trackio"):
         train(toy_vlm(), pictures(tmp_path), tmp_path / "run", replace(SMALL, log_with="nothing"))
 
 
@@ -346,6 +346,10 @@ def test_rates_rise_fall_and_wait():
 def test_settings_are_named_when_they_are_wrong():
     made = settled(Recipe, {"epochs": 2, "rates": {"bridge": 1}, "curriculum": {"budgets": [1, 4]}, "budget": None})
     assert made == Recipe(epochs=2, rates=Rates(bridge=1.0), curriculum=Curriculum(budgets=(1, 4)))
+    assert fitting(str | Sequence[int], [0, 2], "where") == (0, 2)
+    assert fitting(str | Sequence[int], "late", "where") == "late"
+    with pytest.raises(DataError, match=r"where\[0\] must be a whole number, got 'x'"):
+        fitting(str | Sequence[int], ["x"], "where")
     base = Recipe(epochs=7, rates=Rates(bridge=3.0))
     assert settled(Recipe, {"rates": {"eye": 2.0}}, base=base) == replace(base, rates=Rates(eye=2.0, bridge=3.0))
     for values, said in [

@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -212,6 +212,9 @@ def _announced(settings: Settings, seed: int, learn: tuple[str, ...], quiet: boo
 
     from regard.train.full import adapt
     from regard.train.guards import freeze_all_but, parts_of
+    from regard.vlm import bridges
+    from regard.vlm import fusion as fusions
+    from regard.vlm.bridges.projector import Projector
     from regard.vlm.compose import VLM
 
     torch.manual_seed(seed)
@@ -220,6 +223,8 @@ def _announced(settings: Settings, seed: int, learn: tuple[str, ...], quiet: boo
     else:
         parts = [dict(part) for part in (settings.eye, settings.bridge, settings.fusion)]
         eye, mechanism, fusion = (part.pop("name") for part in parts)
+        _check_types("bridge", bridges.KINDS.get(mechanism, Projector), parts[1])
+        _check_types("fusion", fusions.KINDS.get(fusion), parts[2])
         arguments = dict(zip(("eye_arguments", "bridge_arguments", "fusion_arguments"), parts, strict=True))
         assert settings.language_model is not None
         vlm = VLM(eye, mechanism, settings.language_model, fusion=fusion, **arguments)
@@ -234,6 +239,18 @@ def _announced(settings: Settings, seed: int, learn: tuple[str, ...], quiet: boo
             said = f"{trained:,} of {whole:,} parameters are trained" if trained else f"{whole:,} parameters, frozen"
             typer.echo(f"{name}: {said}")
     return vlm
+
+
+def _check_types(table: str, kind: type | None, arguments: dict[str, Any]) -> None:
+    """Raise UsageError where an argument is of another type than the class has it."""
+    from regard.train.settings import fitting
+
+    hints = {} if kind is None else get_type_hints(kind.__init__)
+    try:
+        for name in arguments.keys() & hints.keys():
+            fitting(hints[name], arguments[name], f"{table}.{name}")
+    except DataError as error:
+        raise UsageError(str(error)) from error
 
 
 def _main() -> bool:

@@ -40,13 +40,12 @@ def team_of(recipe: Recipe, folder: Path) -> Any:
     """An `Accelerator` of accelerate: this process among those of `torchrun`, or alone."""
     from accelerate import Accelerator
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, LoggerType
 
-    known, there = list(LOGGER_TYPE_TO_CLASS), [str(one) for one in get_available_trackers()]
+    there = {str(one) for one in get_available_trackers()} | LOGGER_TYPE_TO_CLASS.keys() - set(LoggerType.list())
     if recipe.log_with is not None and recipe.log_with not in there:
-        raise ModelError(
-            f"the tracker {recipe.log_with!r} is not installed, or not known: known are {', '.join(known)}"
-        )
+        known = ", ".join(LOGGER_TYPE_TO_CLASS)
+        raise ModelError(f"the tracker {recipe.log_with!r} is not installed, or not known: known are {known}")
     handlers: list[Any] = [
         InitProcessGroupKwargs(timeout=_PATIENCE),
         DistributedDataParallelKwargs(find_unused_parameters=True),

@@ -3,7 +3,8 @@
 import difflib
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -114,7 +115,7 @@ def settled(kind: type, values: Mapping[str, Any], path: str = "", base: Any = N
             guess = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
             raise DataError(f"there is no setting {path}{name}: {guess}")
         start = None if base is None else getattr(base, name)
-        given[name] = _value(hints[name], value, f"{path}{name}", start)
+        given[name] = fitting(hints[name], value, f"{path}{name}", start)
     for name, known_field in known.items():
         if name not in given and base is not None:
             given[name] = getattr(base, name)
@@ -127,18 +128,26 @@ def _needed(known: Field) -> bool:
     return known.default is MISSING and known.default_factory is MISSING
 
 
-def _value(kind: Any, value: Any, path: str, base: Any) -> Any:
-    """A value as its type wants it: a list as a tuple, a whole number as a float. Raises DataError for others."""
+def fitting(kind: Any, value: Any, path: str, base: Any = None) -> Any:
+    """A value as its type wants it: a list as a tuple, a whole number as a float. path: its name, for errors.
+
+    Raises DataError for a value of another type.
+    """
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in inner:
             return None
-        kind = next(one for one in inner if one is not type(None))
-        return _value(kind, value, path, base)
+        kinds = [one for one in inner if one is not type(None)]
+        for one in kinds[:-1]:
+            with suppress(DataError):
+                return fitting(one, value, path, base)
+        return fitting(kinds[-1], value, path, base)
     if is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping):
             raise DataError(f"{path} must be a table of settings, got {value!r}")
         return settled(kind, value, f"{path}.", base)
+    if origin is Sequence:
+        return _several((*inner, ...), value, path)
     if origin is tuple:
         return _several(inner, value, path)
     if origin is Literal and value in inner:
@@ -168,4 +177,4 @@ def _several(inner: tuple, value: Any, path: str) -> tuple:
     count = None if inner[-1] is Ellipsis else len(inner)
     if not isinstance(value, list | tuple) or count not in (None, len(value)):
         raise DataError(f"{path} must be a list{'' if count is None else f' of {count}'}, got {value!r}")
-    return tuple(_value(inner[0], one, f"{path}[{place}]", None) for place, one in enumerate(value))
+    return tuple(fitting(inner[0], one, f"{path}[{place}]") for place, one in enumerate(value))
