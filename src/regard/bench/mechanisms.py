@@ -71,8 +71,9 @@ def asking(
             right = []
             for side in sights.sides():
                 for start in range(0, len(side), AT_ONCE):
+                    batch = sights.batch(side[start : start + AT_ONCE])
                     with torch.autocast("cpu", torch.bfloat16):
-                        right.append(taught(vlm, sights.batch(side[start : start + AT_ONCE]), budget)[1])
+                        right.append(taught(vlm, batch, budget)[1])
             found.right[name, budget] = torch.cat(right).numpy()
             told(f"{name}, {budget or 'all'} tokens: {found.rate(name, budget):.1f} % right")
     return found
@@ -118,11 +119,17 @@ def compared(found: Asking, budget: int) -> list[Row]:
     def apart(name: str, kinds: Sequence[str]) -> tuple[float, float]:
         of = np.isin(found.kinds, list(kinds))
         own, other = found.right["relevance", budget], found.right[name, budget if name != ALL else None]
-        difference = np.where(of, own.astype(float) - other, np.nan)
-        return found.interval(lambda which: 100 * float(np.nanmean(difference[which])))
+        difference = own.astype(float) - other
+
+        def value(which: np.ndarray) -> float:
+            asked = which[of[which]]
+            return 100 * float(difference[asked].mean()) if len(asked) else np.nan
+
+        return found.interval(value)
 
     rows = []
-    for name, kinds, target in (("detail", DETAIL, ">= 6"), *((kind, (kind,), ">= -2") for kind in KINDS)):
+    there = [kind for kind in KINDS if kind in found.kinds]
+    for name, kinds, target in (("detail", DETAIL, ">= 6"), *((kind, (kind,), ">= -2") for kind in there)):
         best = max(BLIND, key=lambda other: rate(other, kinds))
         low, high = apart(best, kinds)
         line = f"{budget} tokens, {name}: relevance less {best} (95 %: {low:+.1f} to {high:+.1f})"

@@ -21,11 +21,12 @@ from regard.cli._shared import (
 )
 
 if TYPE_CHECKING:
+    from regard.relevance.tensions import States
     from regard.vlm.ask import Asked
 
 Positions = Literal["original", "compact"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-ORDER = 'regard ask IMAGE... "QUESTION" --model NAME'
+ORDER = 'regard ask IMAGE... "QUESTION"'
 
 
 def ask(
@@ -35,11 +36,14 @@ def ask(
             metavar='IMAGE... "QUESTION"', help="One photo or several, and the question last.", show_default=False
         ),
     ],
-    model: Annotated[str, typer.Option(help="A folder, or a name of the Hugging Face hub.", show_default=False)],
+    model: Annotated[
+        str | None,
+        typer.Option(help="A folder, or a name of the Hugging Face hub.", show_default="the pocket model, offline"),
+    ] = None,
     budget: Annotated[int | None, typer.Option(help="Tokens an image.", show_default=False)] = None,
     keep: Annotated[float | None, typer.Option(help="Fraction of the tokens to keep.", show_default="0.25")] = None,
     allocator: Annotated[
-        str | None, typer.Option(help="How to shorten.", show_default="divprune; none with --tiles")
+        str | None, typer.Option(help="How to shorten.", show_default="divprune, of the pocket model relevance")
     ] = None,
     compare: Annotated[
         str | None, typer.Option(help="More ways to shorten: names, separated by commas.", show_default=False)
@@ -67,24 +71,59 @@ def ask(
     images, question = _split(words)
     first, others = _one_name(allocator), names_in(compare)
     amount: dict[str, Any] = {"budget": budget, "keep": keep, "tiles": tiles}
-    _check_usage(first, others, sign, max_new_tokens, amount, len(images))
+    if model is None:
+        _check_pocket(first, others, len(images), tiles=tiles, sign=sign, positions=positions, dtype=dtype)
+    _check_usage(first, others, sign, max_new_tokens, amount, len(images), pocket=model is None)
     chosen = [*([first] if first or not others else []), *(others or [])]
-    uses = None if tiles is not None else [name or "divprune" for name in chosen]
+    usual = "relevance" if model is None else "divprune"
+    uses = None if tiles is not None else [name or usual for name in chosen]
     states = checked_states(scope, tempering, prioritization, uses)
     check_writable(out)
     _check_images(images)
     amount |= {"allocator": first, "compare": others or ()}
     way = {"max_new_tokens": max_new_tokens, "positions": positions, "sign": sign, "seed": seed, "states": states}
     with Progress(quiet) as stage:
-        asked = _answered(images, question, model, dtype, device, progress=stage, **amount, **way)
+        if model is None:
+            names = [name or usual for name in chosen]
+            asked = _of_pocket(images[0], question, names, states, seed, budget=budget, keep=keep, progress=stage)
+        else:
+            asked = _answered(images, question, model, dtype, device, progress=stage, **amount, **way)
         stage("draw")
         folders = [out / str(number + 1) for number in range(len(images))] if len(images) > 1 else [out]
         written = [write(record, folder) for record, folder in zip(asked.records, folders, strict=True)]
     if as_json:
-        records = [json.loads(record.to_json()) for record in asked.records]
+        last = asked.answers[-1]
+        short = {"answer": last.text, "tokens_in": asked.answers[0].visual_tokens, "tokens_out": last.visual_tokens}
+        records = [{**json.loads(record.to_json()), **short, "seconds": last.seconds} for record in asked.records]
         typer.echo(json.dumps(records[0] if len(records) == 1 else records))
     elif not quiet:
         _show(asked, written)
+
+
+def _of_pocket(
+    image: str, question: str, names: list[str], states: "States | None", seed: int, **options: Any
+) -> "Asked":
+    """The pocket model's answers, without a word on the terminal."""
+    options["progress"]("load the model")
+    hush()
+    from regard.vlm.pocket_ask import ask_pocket
+
+    return ask_pocket(image, question, mechanisms=names, states=states, seed=seed, **options)
+
+
+def _check_pocket(first: str | None, others: list[str] | None, images: int, **more: Any) -> None:
+    """Raise UsageError for what only a model of Hugging Face can do, or a mechanism that the pocket model has not."""
+    usual = {"tiles": None, "sign": 1, "positions": "original", "dtype": "auto"}
+    for name, value in more.items():
+        if value != usual[name]:
+            raise UsageError(f"--{name} is for a model of Hugging Face: give its name to --model")
+    if images > 1:
+        raise UsageError(f"the pocket model answers about one image, got {images}: give --model NAME for several")
+    from regard.vlm.pocket import MECHANISMS
+
+    for name in [*([] if first is None else [first]), *(others or [])]:
+        if name not in MECHANISMS:
+            raise UsageError(f"the pocket model has no mechanism {name!r}: it has {', '.join(MECHANISMS)}")
 
 
 def _answered(images: list[str], question: str, model: str, dtype: str, device: str, **options: Any) -> "Asked":
@@ -133,13 +172,20 @@ def _one_name(allocator: str | None) -> str | None:
 
 
 def _check_usage(
-    first: str | None, others: list[str] | None, sign: int, max_new_tokens: int, amount: dict[str, Any], images: int
+    first: str | None,
+    others: list[str] | None,
+    sign: int,
+    max_new_tokens: int,
+    amount: dict[str, Any],
+    images: int,
+    pocket: bool,
 ) -> None:
     if sign not in (1, -1):
         raise UsageError(f"--sign must be 1 or -1, got {sign}")
     if max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
-    check_allocators([*([] if first is None else [first]), *([""] if others == [] else others or [])])
+    if not pocket:
+        check_allocators([*([] if first is None else [first]), *([""] if others == [] else others or [])])
     if any(value is not None for value in amount.values()):
         from regard.vlm.ask import checked_amount
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+from safetensors.torch import load_model
 from torch import nn
 
 from regard.errors import ModelError
@@ -102,7 +102,7 @@ def pocket() -> Pocket:
     if not path.exists() or not about.exists():
         raise ModelError(f"the pocket model's weights {str(path)!r} are missing: install the package again")
     model = Pocket(json.loads(about.read_text())["words"])
-    model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    load_model(model, path)
     return model.requires_grad_(False).eval()
 
 

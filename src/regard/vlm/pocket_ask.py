@@ -8,11 +8,13 @@ from typing import Any
 import PIL.Image
 import torch
 
+from regard.allocate import made
 from regard.allocation import Allocation
 from regard.cost.language import LanguageModel
 from regard.errors import BudgetError, DataError
 from regard.record import STAGES, Answer, Look, Picture, Record
 from regard.recorded import boxes_of, explained, look_of, made_by, read_picture, relevance_of
+from regard.relevance.tensions import States
 from regard.tokens import Question, VisualTokens
 from regard.vlm.ask import Asked
 from regard.vlm.bridges import ALL
@@ -20,7 +22,7 @@ from regard.vlm.compose import VLM
 from regard.vlm.decide import budgets_of
 from regard.vlm.interleaved import IMAGE, interleaved
 from regard.vlm.measure import PeakMemory, TokenTimes
-from regard.vlm.pocket import Pocket, pocket, unknown_words
+from regard.vlm.pocket import SELECTING, Pocket, pocket, unknown_words
 
 TRAINED_ON = (
     "the pocket model was trained on composed scenes: cut-outs, shapes and signs on photos, and questions about what, "
@@ -37,13 +39,16 @@ def ask_pocket(
     keep: float | None = None,
     mechanisms: Sequence[str] = ("relevance",),
     max_new_tokens: int = 8,
+    states: States | None = None,
+    seed: int = 0,
     model: Pocket | None = None,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Asked:
     """The pocket model's answer with all tokens, and through each of some mechanisms (`pocket.MECHANISMS`).
 
-    budget: tokens of the image, or keep: the fraction of them, a quarter where neither is given. model: by default the
-    one of the package. Raises RegardError where a user can mend: an empty question, a name that is none, a bad image.
+    budget: tokens of the image, or keep: the fraction of them, a quarter where neither is given. states: of the
+    tensions of `relevance`; seed: for allocators that draw. model: by default the package's. Raises RegardError where a
+    user can mend: an empty question, a name that is none, a bad image.
     """
     if not isinstance(question, str) or not question.strip():
         raise DataError("the question is empty: ask in words, such as 'where is the cat?'")
@@ -51,6 +56,9 @@ def ask_pocket(
         raise BudgetError(f"the answer must have at least 1 token, got {max_new_tokens!r}")
     found = model or pocket()
     vlms = {name: found.vlm(name).eval() for name in dict.fromkeys((ALL, *mechanisms))}
+    for name, vlm in vlms.items():
+        if name in SELECTING[1:]:
+            vlm.bridge.allocator = made(name, seed, states)
     progress("read")
     picture, preview = read_picture(image)
     start = time.perf_counter()

@@ -1,0 +1,196 @@
+"""The pocket model: its parts, its recipe, and what `regard ask` says of it. With weights drawn at random."""
+
+import json
+from copy import deepcopy
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_model
+
+from regard.allocate import load
+from regard.bench import mechanisms as bench
+from regard.bench.tasks.asked.wording import KINDS
+from regard.bench.tasks.seen import Sight, Sights
+from regard.errors import BudgetError, DataError, ModelError
+from regard.train.loop import Recipe
+from regard.train.pocket import BUDGETS, Kept, taught, train
+from regard.vlm import pocket as module
+from regard.vlm.pocket import MAKING, MECHANISMS, SELECTING, Pocket, unknown_words
+from regard.vlm.pocket_ask import TRAINED_ON, ask_pocket
+
+WORDS = ("where", "is", "the", "fox", "a", "yes", "no", "top", "left", "?", "right")
+
+
+@pytest.fixture(scope="module")
+def model() -> Pocket:
+    torch.manual_seed(0)
+    return Pocket(WORDS).requires_grad_(False).eval()
+
+
+def sights(count: int = 6, side: int = 12) -> Sights:
+    """Scenes of noise; where the thing is, a feature says the answer."""
+    generator = torch.Generator().manual_seed(1)
+    scenes = []
+    for place in range(count):
+        features = torch.randn(side**2, 512, generator=generator)
+        answers = [("yes", "no", "top left")[(place + turn) % 3] for turn in range(2)]
+        scenes.append(
+            Sight(
+                side,
+                features.half(),
+                torch.randn(side**2, 12, generator=generator).half(),
+                torch.randn(2, 12, generator=generator),
+                torch.zeros(2, side**2).half(),
+                torch.stack([torch.arange(side**2) % budget for budget in BUDGETS]).expand(2, -1, -1).to(torch.int16),
+                [KINDS[place % 8], KINDS[1]],
+                ["where is the fox?", "is the fox left?"],
+                answers,
+            )
+        )
+    return Sights(tuple(scenes), torch.randn(5, 12, generator=generator))
+
+
+def test_all_select_by_one_bridge_and_each_other_has_its_own(model):
+    shared = {id(model.bridge(name).read) for name in SELECTING}  # pyright: ignore
+    assert len(shared) == 1
+    own = [model.bridge(name) for name in MAKING]
+    assert len({id(bridge) for bridge in own}) == len(MAKING) == len(MECHANISMS) - len(SELECTING)
+    with pytest.raises(ModelError, match="no mechanism 'magic': it has all, relevance"):
+        model.bridge("magic")
+    count = sum(value.numel() for value in model.parameters())
+    assert sum(value.numel() for value in model.decoder.parameters()) < 3.2e6
+    assert count * 2 < 25e6 - 2e6, "half a number each, and the eye's weights"
+
+
+def test_words_digits_and_marks_are_tokens(model):
+    ids = model.tokenizer("Where is the FOX?42")["input_ids"]
+    assert model.tokenizer.convert_ids_to_tokens(ids) == ["where", "is", "the", "fox", "?", "<unk>", "<unk>"]
+    assert unknown_words("Where is the x-ray, fox?", WORDS) == ["x-ray"]
+
+
+def test_an_answer_is_right_where_greedy_generation_says_it(model):
+    batch = sights().batch([(0, 0), (1, 1), (2, 0)])
+    vlm = model.vlm("relevance")
+    from regard.vlm.interleaved import IMAGE, interleaved
+
+    prompts = interleaved(vlm.tokenizer, [IMAGE + ask for ask in batch.asks], [1] * 3)
+    ids = vlm.generate(prompts, batch.tokens, batch.question, 16, max_new_tokens=3, do_sample=False)
+    said = vlm.tokenizer.batch_decode(ids, skip_special_tokens=False)
+    for row, text in enumerate(said):
+        words = text.split("</s>")[0].split()
+        if "</s>" in text and words and not any(word.startswith("<") for word in words):
+            batch.answers[row] = " ".join(words)
+        else:
+            batch.answers[row] = "left right"
+    _, right = taught(vlm, batch, 16)
+    for row, text in enumerate(said):
+        assert bool(right[row]) == (text.startswith(f"{batch.answers[row]} </s>") or text == batch.answers[row])
+
+
+def test_a_run_goes_on_as_it_would_have(tmp_path):
+    drawn: list[int] = []
+
+    class Watched(Sights):
+        def kept(self, places, budget):
+            drawn.append(budget)
+            return super().kept(places, budget)
+
+    def stop(epoch: int, *_: float) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    data, recipe = sights(), Recipe(3, seed=5, batch=4)
+    whole = train(WORDS, Watched(data.scenes, data.reference), recipe, tmp_path / "whole")
+    assert drawn
+    assert set(drawn) <= set(BUDGETS)
+    with pytest.raises(KeyboardInterrupt):
+        train(WORDS, data, recipe, tmp_path / "cut", stop)
+    again = train(WORDS, data, recipe, tmp_path / "cut")
+    for (name, one), other in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_kept_decisions_are_those_of_the_allocator():
+    batch, kept = sights().batch([(0, 0)]), Kept()
+    allocation = load("pool").allocate(batch.tokens, batch.question, 9)
+    kept.groups = allocation.reading.group  # pyright: ignore
+    again = kept.allocate(batch.tokens, batch.question, 9)
+    torch.testing.assert_close(again.matrix(), allocation.matrix())
+
+
+def test_ask_says_what_it_took_and_where_it_looked(model):
+    image = Image.effect_noise((224, 160), 60).convert("RGB")
+    asked = ask_pocket(image, "where is the fox?", budget=8, mechanisms=("relevance", "qformer"), model=model)
+    assert [answer.allocator for answer in asked.answers] == [None, "relevance", "qformer"]
+    assert [answer.visual_tokens for answer in asked.answers] == [35, 8, 8]
+    assert all(answer.prompt_tokens == answer.visual_tokens + 5 for answer in asked.answers)
+    (look,) = asked.records[0].looks
+    assert look.allocator == "relevance"
+    assert look.realization is not None
+    assert asked.notes == (TRAINED_ON,)
+    assert ask_pocket(image, "see the yak?", budget=8, model=model).notes[0].endswith("does not know see, yak")
+    for wrong, kind, line in (
+        ({"question": " "}, DataError, "the question is empty"),
+        ({"budget": 0}, BudgetError, "budget"),
+        ({"mechanisms": ("magic",)}, ModelError, "no mechanism 'magic'"),
+        ({"max_new_tokens": 0}, BudgetError, "at least 1 token"),
+    ):
+        with pytest.raises(kind, match=line):
+            ask_pocket(image, **{"question": "where is it?", **wrong}, model=model)
+
+
+@pytest.fixture
+def shipped(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FOLDER", tmp_path)
+    module.pocket.cache_clear()
+    save_model(deepcopy(model).half(), str(tmp_path / "model.safetensors"))
+    (tmp_path / "about.json").write_text(json.dumps({"words": list(WORDS)}))
+    yield tmp_path
+    module.pocket.cache_clear()
+
+
+def test_regard_ask_needs_no_model(shipped, regard, tmp_path):
+    Image.effect_noise((256, 256), 60).convert("RGB").save(tmp_path / "a.png")
+    image, out = str(tmp_path / "a.png"), str(tmp_path / "out")
+    code, said, _ = regard("ask", image, "where is the fox?", "--budget", "9", "--json", "--out", out)
+    assert code == 0
+    answer = json.loads(said)
+    assert answer["tokens_in"] == 64
+    assert answer["tokens_out"] == 9
+    assert set(answer["seconds"]) == {"vision", "decide", "prefill", "decode"}
+    assert isinstance(answer["answer"], str)
+    assert (tmp_path / "out" / "report.html").exists()
+    code, said, error = regard("ask", image, "where is the fox?", "--out", out)
+    assert code == 0
+    assert "trained on composed scenes" in (said + error).replace("\n", " ")
+    for more, line in (
+        (("--tiles", "100"), "--tiles is for a model of Hugging Face"),
+        (("--allocator", "visionzip"), "no mechanism 'visionzip'"),
+        (("--sign", "-1"), "--sign is for a model"),
+    ):
+        code, _, error = regard("ask", image, "where is the fox?", *more)
+        assert code == 2
+        assert line in error
+
+
+def test_missing_weights_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FOLDER", tmp_path / "none")
+    module.pocket.cache_clear()
+    with pytest.raises(ModelError, match="model.safetensors' are missing"):
+        module.pocket()
+
+
+def test_the_benchs_rows_are_of_the_questions_that_were_right(model):
+    data = sights(8)
+    found = bench.asking(model, data, ("all", "relevance", "pool", "grid", "random", "divprune"), (16,))
+    assert found.kinds.tolist().count(KINDS[1]) == 9
+    right = torch.rand(16, generator=torch.Generator().manual_seed(0)).numpy() < 0.5
+    found.right["relevance", 16] = right
+    assert found.rate("relevance", 16) == pytest.approx(100 * right.mean())
+    where = found.kinds == KINDS[1]
+    assert found.rate("relevance", 16, (KINDS[1],)) == pytest.approx(100 * right[where].mean())
+    low, high = found.interval(lambda which: 100 * right[which].mean(), again=300)
+    assert low < 100 * right.mean() < high
+    rows = bench.compared(found, 16)
+    assert rows[-1].value == pytest.approx(found.rate("all", None) - found.rate("relevance", 16))
