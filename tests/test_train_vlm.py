@@ -1,5 +1,6 @@
 """Training a bridge between a frozen eye and a frozen language model: resumed exactly, guarded, and answering."""
 
+import errno
 import json
 import os
 import subprocess
@@ -119,6 +120,7 @@ def test_a_bridge_learns_and_answers(tmp_path):
     assert said == list(COLOURS)
     written = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert written == metrics
+    assert written["types"] == {"dark": 12}
     assert written["learned"] == {"bridge": sum(value.numel() for value in trained.bridge.parameters())}
 
 
@@ -372,3 +374,38 @@ def test_settings_are_named_when_they_are_wrong():
         with pytest.raises(DataError) as raised:
             settled(Recipe, values, "recipe.")
         assert said in str(raised.value)
+
+
+def test_a_full_disk_keeps_the_last(tmp_path, monkeypatch):
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if done == 4:
+            monkeypatch.setattr("regard.train.saving.save_file", full)
+
+    rows, given = pictures(tmp_path / "data", 8), {"cache": tmp_path / "cache"}
+    with pytest.raises(DataError, match="cannot write .*last.safetensors': .*No space left on device"):
+        train(toy_vlm(), rows, tmp_path / "run", replace(SMALL, every=2), **given, tell=tell)
+    monkeypatch.undo()
+    assert load(tmp_path / "run" / LAST)[0].step == 2
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {LAST, "history.csv", "lock"}
+    train(toy_vlm(), rows, tmp_path / "run", replace(SMALL, every=2), **given)
+
+
+def test_a_question_that_the_eye_cannot_hear_is_named(tmp_path):
+    class Deafer(ToyEye):
+        def ask(self, text: str) -> Question:
+            raise ModelError("too many words")
+
+    vlm = toy_vlm("relevance", eye=Deafer(asked=3))
+    with pytest.raises(DataError, match="cannot hear the row with the question 'what colour is it .': too many words"):
+        train(vlm, pictures(tmp_path / "data", 4), tmp_path / "run", SMALL, cache=tmp_path / "cache")
+
+
+def test_an_eye_on_another_device_is_refused():
+    class Away(torch.nn.Linear):
+        name, width, asked = "away", 3, 0
+
+    with pytest.raises(ModelError, match="the eye is on meta and the language model on cpu: move both to one device"):
+        VLM(Away(1, 1, device="meta"), "all", language_model(), tokenizer())  # pyright: ignore

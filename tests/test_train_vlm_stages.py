@@ -50,6 +50,7 @@ def smoothed(logits: torch.Tensor, right: int, share: float = 0.1) -> float:
     return -sum(want * (value - total) for want, value in zip(wanted, values, strict=True))
 
 
+@torch.no_grad()
 def test_itc_is_the_formula():
     made, (tokens, ids, valid) = aligner(), pairs()
     states = made.read(tokens.features, tokens.boxes).detach()
@@ -66,6 +67,7 @@ def test_itc_is_the_formula():
     assert images.norm(dim=-1).allclose(torch.ones(4, 5))
 
 
+@torch.no_grad()
 def test_itc_is_among_all_processes():
     made, (tokens, ids, valid) = aligner(), pairs()
     states = made.read(tokens.features, tokens.boxes)
@@ -91,6 +93,7 @@ def test_hard_negatives_follow_similarity_and_are_never_the_own():
         assert torch.allclose(share, weights / weights.sum(), atol=0.04)
 
 
+@torch.no_grad()
 def test_itm_and_itg_are_the_formulas():
     made, (tokens, ids, valid) = aligner(), pairs()
     states = made.read(tokens.features, tokens.boxes)
@@ -124,6 +127,7 @@ def test_itm_and_itg_are_the_formulas():
     assert float(losses.itg) == pytest.approx(sum(words) / len(words), rel=1e-4)
 
 
+@torch.no_grad()
 def test_each_mask_lets_through_what_it_should():
     made, (tokens, ids, valid) = aligner(), pairs()
     states = made.read(tokens.features, tokens.boxes)

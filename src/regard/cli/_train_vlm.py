@@ -217,6 +217,8 @@ def _announced(settings: Settings, seed: int, learn: tuple[str, ...], quiet: boo
     from regard.vlm.bridges.projector import Projector
     from regard.vlm.compose import VLM
 
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     torch.manual_seed(seed)
     if settings.start is not None:
         vlm = VLM.from_pretrained(settings.start)

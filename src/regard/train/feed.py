@@ -15,6 +15,7 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
+from regard.errors import DataError, RegardError
 from regard.images import load_image
 from regard.tokens import Question, VisualTokens
 from regard.train.rows import Row, Rows
@@ -78,7 +79,7 @@ class Feed:
         whole = interleaved(self.vlm.tokenizer, prompts, counts, [row.answer for row in rows])
         question = None
         if self.vlm.eye.asked and self.vlm.bridge.hears:
-            question = asked_together([self._ask(without_images(row.question)) for row in rows for _ in row.images])
+            question = asked_together([self._heard(row) for row in rows for _ in row.images])
         texts = [_text(row) for row in rows]
         if self.seen is None:
             eye: Any = self.vlm.eye
@@ -87,6 +88,12 @@ class Feed:
         found = [self.seen[key] for row in rows for key, _ in row.images]
         parts = [seen_together(list(part)) for _, part in groupby(found, lambda tokens: tokens.grid)]
         return Batch(whole, parts, None, question, texts)
+
+    def _heard(self, row: Row) -> Question:
+        try:
+            return self._ask(without_images(row.question))
+        except RegardError as error:
+            raise DataError(f"the eye cannot hear the row with the question {row.question[:60]!r}: {error}") from error
 
     @property
     def buckets(self) -> Int[np.ndarray, " n"]:

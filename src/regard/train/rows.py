@@ -127,13 +127,16 @@ def _image(value: Any) -> str | bytes | None:
 
 
 class Rows:
-    """An index that is read by places: `rows[i]`. keys: hashes of all images that rows use, with their paths."""
+    """An index that is read by places: `rows[i]`. keys: hashes of all images that rows use, with their paths. uses: the
+    hashes of each row's images; kinds: the type of each; skipped: how many rows were left out, and why.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         starts, lengths, self.skipped = [], [], Counter[str]()
         self.keys: dict[str, str] = {}
         self.uses: list[tuple[str, ...]] = []
+        self.kinds: list[str] = []
         place, total = 0, hashlib.sha256()
         with path.open("rb") as lines:
             place += len(next(lines))
@@ -146,6 +149,7 @@ class Rows:
                     lengths.append(len(row["answer"]))
                     self.keys |= {key: file for key, file, *_ in row["images"]}
                     self.uses.append(tuple(key for key, *_ in row["images"]))
+                    self.kinds.append(row["type"])
                     total.update(json.dumps([self.uses[-1], row["question"], row["answer"]]).encode())
                 place += len(line)
         self.starts, self.lengths = np.array(starts, dtype=np.int64), np.array(lengths, dtype=np.int64)
@@ -171,7 +175,7 @@ class Rows:
         if len(kept) < len(self):
             self.skipped[why] += len(self) - len(kept)
         self.starts, self.lengths = self.starts[kept], self.lengths[kept]
-        self.uses = [self.uses[place] for place in kept]
+        self.uses, self.kinds = [self.uses[place] for place in kept], [self.kinds[place] for place in kept]
 
 
 def indexed(source: Source, folder: Path, team: Any, stage: Callable[[str], None] = lambda text: None) -> Rows:

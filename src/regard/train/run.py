@@ -7,6 +7,7 @@ process, so a run that was cut anywhere goes on from `last.safetensors` with the
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -217,6 +218,7 @@ class Run:
             "held_loss": min(held, default=None),
             "steps": self.state.step,
             "rows": len(self.feed.rows),
+            "types": dict(Counter(kind for kind in self.feed.rows.kinds if kind)),
             "skipped": dict(self.feed.rows.skipped),
             "learned": self.state.decides["learned"],
             "processes": self.team.num_processes,
