@@ -58,8 +58,8 @@ def prompts(rows: list[int] | None = None) -> Interleaved:
 
 
 def ragged(rows: list[int] | None = None) -> VisualTokens:
-    """Of the images of these prompts, with 6, 4, 6, 5, 6 and 3 real tokens."""
-    seen, real = tokens(6, 2, 3), torch.tensor([6, 4, 6, 5, 6, 3])
+    """Of the images of these prompts, with 6, 4, 6, 3, 6 and 5 real tokens."""
+    seen, real = tokens(6, 2, 3), torch.tensor([6, 4, 6, 3, 6, 5])
     seen = replace(seen, mask=torch.arange(6) < real[:, None])
     owner = torch.tensor([0, 0, 0, 2, 3, 3])
     return seen if rows is None else seen.images(torch.cat([(owner == row).nonzero()[:, 0] for row in rows]))
