@@ -131,6 +131,7 @@ class Look:
 
 
 STAGES = ("vision", "decide", "prefill", "decode")
+SHORT = ("answer", "tokens_in", "tokens_out")
 
 
 @dataclass(frozen=True)
@@ -200,8 +201,14 @@ class Record:
     trace: Trace | None = None
 
     def to_json(self) -> str:
-        """The record as one JSON object."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, allow_nan=False)
+        """The record as one JSON object, with the last answer in short beside it where there is one: `answer`, and
+        `tokens_in` and `tokens_out`, the visual tokens that there were and that it was given.
+        """
+        short = {}
+        if self.answers:
+            last, whole = self.answers[-1], self.answers[0]
+            short = dict(zip(SHORT, (last.text, whole.visual_tokens, last.visual_tokens), strict=True))
+        return json.dumps({"format": FORMAT, **short, **asdict(self)}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
@@ -210,6 +217,8 @@ class Record:
             data = json.loads(text)
             if data.pop("format") != FORMAT:
                 raise KeyError("format")
+            for name in SHORT:
+                data.pop(name, None)
             looks = []
             for look in data.pop("looks"):
                 steps = tuple(Step(**step) for step in look.pop("steps"))

@@ -1,20 +1,30 @@
 """What the pocket model is made from: its eye's weights, and the scenes that it learns from and is tested on.
 
 `python -m regard.bench.pocket eye` makes the eye's weights, from scenes that nothing else uses, and
-`python -m regard.bench.pocket scenes DIR` keeps the scenes in a folder, as the eye sees them.
+`python -m regard.bench.pocket scenes DIR` keeps the scenes in a folder, as the eye sees them. A run of `regard train
+pocket` becomes the package's by `python -m regard.bench.pocket export RUN`.
 """
 
+import json
 import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save, save_model
 
-from regard.bench.tasks.asked import asked
+from regard.bench.mechanisms import asking
+from regard.bench.results import provenance
+from regard.bench.tasks.asked import asked, vocabulary
+from regard.bench.tasks.asked.wording import KINDS
+from regard.bench.tasks.fetching import Told
 from regard.bench.tasks.seen import Sights, seen
 from regard.eyes.embedded import EmbeddedEye
 from regard.eyes.pocket import WEIGHTS, PocketEye, fitted
 from regard.files import write_whole
+from regard.train.checkpoint import Checkpoint
+from regard.train.loop import Recipe, Tell
+from regard.train.pocket import train
+from regard.vlm.pocket import FOLDER, Pocket, pocket
 
 SCENES = {"train": 6000, "val": 400, "test": 1000, "new": 400}
 _FITTED = range(100_000, 100_160)  # scenes of training, far behind those that are learned from
@@ -31,10 +41,47 @@ def fit_eye() -> None:
     write_whole(WEIGHTS, save(fitted(torch.cat(rows))))
 
 
-def scenes(folder: Path, *splits: str) -> dict[str, Sights]:
+def scenes(folder: Path, *splits: str, told: Told = print) -> dict[str, Sights]:
     """The splits, encoded where the folder has them not: about an hour of two cores for all."""
     eye = PocketEye()
-    return {split: seen(eye, split, SCENES[split], folder, lambda line: print(line, flush=True)) for split in splits}
+    return {split: seen(eye, split, SCENES[split], folder, told) for split in splits}
+
+
+def trained(given: Sights, recipe: Recipe, folder: Path, tell: Tell) -> Pocket:
+    """The model, by its recipe, ready to answer."""
+    return train(vocabulary(), given, recipe, folder, tell).requires_grad_(False).eval()
+
+
+def validated(model: Pocket, given: Sights, folder: Path) -> dict[str, float]:
+    """The percent of questions that are answered right, by mechanism, with 64 tokens; into DIR/metrics.json too."""
+    found = asking(model, given, budgets=(64,))
+    right = {name: round(found.rate(name, budget), 2) for name, budget in found.right}
+    kinds = {
+        name: {kind: round(found.rate(name, budget, (kind,)), 2) for kind in KINDS} for name, budget in found.right
+    }
+    whole = {"right": right, "kinds": kinds, "questions": len(found.kinds), **provenance()}
+    write_whole(folder / "metrics.json", json.dumps(whole, indent=1) + "\n")
+    return right
+
+
+def restored(run: Path | None) -> Pocket:
+    """The model of a run, or the package's, ready to answer. Raises DataError where there is none."""
+    if run is None:
+        return pocket()
+    state = Checkpoint.load(run)
+    model = Pocket(state.arguments["words"])
+    state.restore(model)
+    return model.requires_grad_(False).eval()
+
+
+def export(run: Path, folder: Path = FOLDER) -> None:
+    """Write a run's weights, in half precision, and what made them, into the package. Raises DataError."""
+    state, model = Checkpoint.load(run), restored(run)
+    folder.mkdir(exist_ok=True)
+    save_model(model.half(), str(folder / "model.safetensors"))
+    about = {"words": state.arguments["words"], "settings": state.settings, "digest": state.digest, **provenance()}
+    about["seconds"] = round(sum(row["seconds"] for row in state.history), 1)
+    write_whole(folder / "about.json", json.dumps(about) + "\n")
 
 
 if __name__ == "__main__":
@@ -43,5 +90,7 @@ if __name__ == "__main__":
             fit_eye()
         case ["scenes", folder, *some]:
             scenes(Path(folder), *(some or SCENES))
+        case ["export", run]:
+            export(Path(run))
         case _:
             sys.exit(__doc__)

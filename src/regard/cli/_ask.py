@@ -92,9 +92,7 @@ def ask(
         folders = [out / str(number + 1) for number in range(len(images))] if len(images) > 1 else [out]
         written = [write(record, folder) for record, folder in zip(asked.records, folders, strict=True)]
     if as_json:
-        last = asked.answers[-1]
-        short = {"answer": last.text, "tokens_in": asked.answers[0].visual_tokens, "tokens_out": last.visual_tokens}
-        records = [{**json.loads(record.to_json()), **short, "seconds": last.seconds} for record in asked.records]
+        records = [json.loads(record.to_json()) for record in asked.records]
         typer.echo(json.dumps(records[0] if len(records) == 1 else records))
     elif not quiet:
         _show(asked, written)

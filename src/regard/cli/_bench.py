@@ -118,3 +118,27 @@ def cascade(
     from regard.bench.cascade import main
 
     main(runs, rounds)
+
+
+@bench.command()
+def mechanisms(
+    scenes: Annotated[Path, typer.Option(help="Folder of the scenes as the eye sees them.")] = Path("regard-scenes"),
+    run: Annotated[
+        Path | None, typer.Option(help="A run of regard train pocket.", show_default="the package's weights")
+    ] = None,
+    split: Annotated[
+        Literal["val", "test", "new"], typer.Option(help="Settings are chosen on val; test alone is written.")
+    ] = "test",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Every mechanism as the pocket model's bridge, at equal budgets, on scenes that it was not trained on."""
+    hush()
+    from regard.bench.mechanisms import main
+    from regard.bench.pocket import restored
+    from regard.bench.pocket import scenes as encoded
+
+    with Progress(quiet) as stage:
+        given = encoded(scenes, split, told=stage)[split]
+        model = restored(run)
+        main(model, given, split, f"regard bench mechanisms --split {split}", stage)

@@ -139,6 +139,6 @@ def _record(
         answers=answers,
         language_model="the pocket model's decoder",
         prompt_tokens=answers[0].prompt_tokens - answers[0].visual_tokens,
-        seconds=dict(answers[0].seconds),
+        seconds=dict(answers[-1].seconds),
         made={**made_by(0), **about},
     )
