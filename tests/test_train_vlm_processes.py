@@ -36,6 +36,26 @@ def worker(folder: Path, name: str, kill: int) -> None:
     (folder / f"{name}-looks-{os.environ['RANK']}").write_text(str(len(seen)))
 
 
+def other(folder: Path, name: str) -> None:
+    """One process of another paradigm."""
+    import torch
+
+    from regard.train import full, two_stage
+    from test_train_vlm import SMALL, Source, toy_vlm
+    from test_train_vlm_stages import QUERIES, RATES, LearningEye
+
+    torch.set_num_threads(1)
+    rows, held = (Source((str(folder / part / "rows.jsonl"),)) for part in ("data", "held"))
+    given = {"held": held, "cache": folder / "cache"}
+    recipe = replace(SMALL, epochs=2, batch=2, accumulate=2)
+    if name == "two":
+        vlm = toy_vlm("qformer", bridge_arguments=QUERIES)
+        two_stage.train(vlm, rows, folder / name, recipe, first=recipe, **given)
+    else:
+        recipe = replace(recipe, rates=RATES)
+        full.train(toy_vlm(eye=LearningEye()), rows, folder / name, recipe, lora=full.Lora(rank=2), eye=True, **given)
+
+
 def torchrun(folder: Path, name: str, kill: int = 0, restarts: int = 0) -> subprocess.CompletedProcess:
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     line += ["--max-restarts", str(restarts), str(HERE), str(folder), name, str(kill)]
@@ -71,5 +91,24 @@ def test_a_killed_process_changes_no_loss(tmp_path):
     assert json.loads((tmp_path / "whole" / "metrics.json").read_text())["processes"] == 2
 
 
-if __name__ == "__main__":
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["two", "full"])
+def test_the_other_paradigms_run_in_processes(tmp_path, name):
+    from regard.train.saving import load
+    from test_train_vlm import pictures
+
+    pictures(tmp_path / "data", 14)
+    pictures(tmp_path / "held", 6)
+    done = torchrun(tmp_path, name, kill=-1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for run in ("two/stage1", "two/stage2") if name == "two" else ("full",):
+        metrics = json.loads((tmp_path / run / "metrics.json").read_text())
+        assert metrics["processes"] == 2
+        assert metrics["steps"] == 4
+        assert load(tmp_path / run / "last.safetensors")[0].step == 4
+
+
+if __name__ == "__main__" and sys.argv[3] == "-1":
+    other(Path(sys.argv[1]), sys.argv[2])
+elif __name__ == "__main__":
     worker(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -75,12 +75,11 @@ def bridge(
     settings = _settings(config, set or [])
     recipe = settled(Recipe, settings.recipe, "recipe.")
     _unused(settings, "bridge", "first", "lora", "train_eye")
-    with _Bar(quiet) as tell:
-        vlm = _announced(settings, recipe.seed, ("bridge", "fusion"), quiet)
-        if not dry_run:
-            given: dict[str, Any] = {"held": _held(settings), "cache": settings.data.cache, "tell": tell}
-            found = paradigm.train(vlm, _source(settings, settings.data.train), settings.out, recipe, **given)
-            _written(settings, Path(settings.out), found.metrics, quiet)
+    vlm = _announced(settings, recipe.seed, ("bridge", "fusion"), quiet)
+    if not dry_run:
+        with _Bar(quiet) as tell:
+            found = paradigm.train(vlm, _rows(settings), settings.out, recipe, **_given(settings, tell))
+        _written(Path(settings.out), found.metrics, quiet)
 
 
 @train.command("two-stage")
@@ -95,14 +94,12 @@ def two_stage(
     recipe = settled(Recipe, settings.recipe, "recipe.")
     first = settled(Recipe, settings.first, "first.", paradigm.FIRST_RECIPE)
     _unused(settings, "two-stage", "lora", "train_eye")
-    with _Bar(quiet) as tell:
-        vlm = _announced(settings, recipe.seed, ("bridge", "fusion"), quiet)
-        if not dry_run:
-            given: dict[str, Any] = {"held": _held(settings), "cache": settings.data.cache, "tell": tell}
-            rows = _source(settings, settings.data.train)
-            found = paradigm.train(vlm, rows, settings.out, recipe, first=first, **given)
-            _written(settings, Path(settings.out) / paradigm.FIRST, found.first, quiet)
-            _written(settings, Path(settings.out) / paradigm.SECOND, found.second, quiet)
+    vlm = _announced(settings, recipe.seed, ("bridge", "fusion"), quiet)
+    if not dry_run:
+        with _Bar(quiet) as tell:
+            found = paradigm.train(vlm, _rows(settings), settings.out, recipe, first=first, **_given(settings, tell))
+        _written(Path(settings.out) / paradigm.FIRST, found.first, quiet)
+        _written(Path(settings.out) / paradigm.SECOND, found.second, quiet)
 
 
 @train.command()
@@ -116,14 +113,13 @@ def full(config: Config, set: Set = None, dry_run: DryRun = False, quiet: Quiet 
     base = paradigm.LORA_RECIPE if lora else paradigm.RECIPE
     recipe = settled(Recipe, settings.recipe, "recipe.", base)
     _unused(settings, "full", "first")
-    with _Bar(quiet) as tell:
-        learn = ("bridge", "fusion", "language_model", *(("eye",) if settings.train_eye else ()))
-        vlm = _announced(settings, recipe.seed, learn, quiet, lora)
-        if not dry_run:
-            given: dict[str, Any] = {"held": _held(settings), "cache": settings.data.cache, "tell": tell}
-            rows = _source(settings, settings.data.train)
-            found = paradigm.train(vlm, rows, settings.out, recipe, lora=lora, eye=settings.train_eye, **given)
-            _written(settings, Path(settings.out), found.metrics, quiet)
+    learn = ("bridge", "fusion", "language_model", *(("eye",) if settings.train_eye else ()))
+    vlm = _announced(settings, recipe.seed, learn, quiet, lora)
+    if not dry_run:
+        given = {"lora": lora, "eye": settings.train_eye}
+        with _Bar(quiet) as tell:
+            found = paradigm.train(vlm, _rows(settings), settings.out, recipe, **given, **_given(settings, tell))
+        _written(Path(settings.out), found.metrics, quiet)
 
 
 def _settings(config: Path, changes: list[str]) -> Settings:
@@ -194,14 +190,16 @@ def _unused(settings: Settings, paradigm: str, *names: str) -> None:
             raise UsageError(f"the setting {name} is not for regard train {paradigm}: leave it out")
 
 
-def _source(settings: Settings, files: tuple[str, ...]) -> Any:
+def _rows(settings: Settings) -> Any:
     from regard.train.rows import Source
 
-    return Source(files, settings.data.ask, settings.data.longest)
+    return Source(settings.data.train, settings.data.ask, settings.data.longest)
 
 
-def _held(settings: Settings) -> Any:
-    return _source(settings, settings.data.held) if settings.data.held else None
+def _given(settings: Settings, tell: "Tell") -> dict[str, Any]:
+    """What every paradigm is given beside its own."""
+    held = replace(_rows(settings), files=settings.data.held) if settings.data.held else None
+    return {"held": held, "cache": settings.data.cache, "tell": tell}
 
 
 def _announced(settings: Settings, seed: int, learn: tuple[str, ...], quiet: bool, lora: Any = None) -> "VLM":
@@ -259,7 +257,7 @@ def _main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _written(settings: Settings, folder: Path, metrics: dict[str, Any], quiet: bool) -> None:
+def _written(folder: Path, metrics: dict[str, Any], quiet: bool) -> None:
     """metrics.json with where it came from, by the main process, and a line."""
     from regard.bench.results import provenance
     from regard.files import write_all
