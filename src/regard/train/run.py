@@ -38,18 +38,23 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 def team_of(recipe: Recipe, folder: Path) -> Any:
-    """An `Accelerator` of accelerate: this process among those of `torchrun`, or alone."""
-    from accelerate import Accelerator
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, LoggerType
+    """An `Accelerator` of accelerate: this process among those of `torchrun`, or alone.
 
+    Raises ModelError where accelerate or the tracker is not installed.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, LoggerType
+    except ImportError as error:
+        raise ModelError("training needs accelerate: pip install 'regard[hf,train]'") from error
     there = {str(one) for one in get_available_trackers()} | LOGGER_TYPE_TO_CLASS.keys() - set(LoggerType.list())
     if recipe.log_with is not None and recipe.log_with not in there:
         known = ", ".join(LOGGER_TYPE_TO_CLASS)
         raise ModelError(f"the tracker {recipe.log_with!r} is not installed, or not known: known are {known}")
     handlers: list[Any] = [
         InitProcessGroupKwargs(timeout=_PATIENCE),
-        DistributedDataParallelKwargs(find_unused_parameters=True),
+        DistributedDataParallelKwargs(find_unused_parameters=True),  # which also sums in one order in all steps
     ]
     cpu = not torch.cuda.is_available()
     return Accelerator(cpu=cpu, log_with=recipe.log_with, project_dir=str(folder), kwargs_handlers=handlers)
@@ -58,9 +63,10 @@ def team_of(recipe: Recipe, folder: Path) -> Any:
 def feeds(
     vlm: VLM, rows: Source, held: Source | None, cache: Path, team: Any, tell: Tell, eye_learns: bool = False
 ) -> tuple[Feed, Feed | None]:
-    """Rows to learn from, and those held out, with their images encoded where the eye is frozen."""
-    if isinstance(vlm.eye, nn.Module):
-        vlm.eye.to(team.device)
+    """Rows to learn from, and those held out, with their images encoded where the eye is frozen. The model is then on
+    this process's device.
+    """
+    vlm.to(team.device)
 
     def stage(text: str) -> None:
         tell(text, 0, 0)
