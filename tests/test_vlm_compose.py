@@ -181,7 +181,8 @@ def test_training_lowers_the_loss(lm):
     learn, seen = interleaved(tokenizer(), TEXTS, COUNTS, ["yes", "no", "red cat", "two"]), ragged()
     for fusion in FUSIONS:
         vlm = built(lm, fusion).train()
-        optimizer = torch.optim.AdamW([value for value in vlm.parameters() if value.requires_grad], lr=0.01)
+        vlm.language_model.eval()  # GPT-2 and OPT drop out
+        optimizer = torch.optim.AdamW([value for value in vlm.parameters() if value.requires_grad], lr=0.003)
         losses = []
         for _ in range(12):
             loss = vlm(learn, seen).loss
@@ -190,7 +191,7 @@ def test_training_lowers_the_loss(lm):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        assert min(losses) < losses[0] - 0.2, fusion
+        assert losses[-1] < losses[0] - 0.05, fusion
 
 
 @torch.no_grad()
