@@ -162,7 +162,7 @@ def test_the_rows_of_the_bench(tmp_path, monkeypatch):
     names = [row.name for row in rows]
     assert len(set(names)) == len(names)
     assert models["foveater"].threshold == 0.9
-    share = next(row for row in rows if row.name == "search, gaze given: tokens of all")
+    share = next(row for row in rows if row.name == "search, gaze given: tokens of all tokens")
     assert share.value <= 12 / 256
     assert {row.target for row in rows} == {"", "<= 3", "<= 2", "<= 0.1"}
 

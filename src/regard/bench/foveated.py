@@ -24,6 +24,12 @@ from regard.train.loop import Recipe, for_transformers
 
 SEEDS = (0, 1, 2)
 AT_ONCE = 50
+AGAINST = (  # a twin that reads everything, what is beside it, and how many points that may lose at most
+    ("all tokens", "gaze given", 3),
+    ("all tokens", "gaze predicted", 2),
+    ("foveater-all", "foveater, first fixation given", 3),
+    ("foveater-all", "foveater", 2),
+)
 GAZE = {"dim": 96, "depth": 3, "heads": 4, "view": 128}
 FOVEA = {"dim": 96, "depth": 2, "heads": 4, "glimpses": 4, "threshold": 0.9, "backbone": "efficientnet"}
 PERIPHERY = {"dim": 32, "depth": 4, "heads": 4, "patch": 4}
@@ -147,12 +153,12 @@ def _search(models: dict[str, Looker], given: Data | None) -> list[Row]:
             Row(f"search, {title}: tokens", figures["tokens"], "tokens"),
             Row(f"search, {title}: cost", figures["macs"] / 1e6, "M MACs"),
         ]
-    if "all tokens" in found and "gaze given" in found:
-        whole = found["all tokens"]
-        for title, points in (("gaze given", 3), ("gaze predicted", 2)):
-            short, share = whole["right"] - found[title]["right"], found[title]["tokens"] / whole["tokens"]
-            rows.append(Row(f"search, all tokens less {title}", short, "points", f"<= {points}"))
-            rows.append(Row(f"search, {title}: tokens of all", share, "share", "<= 0.1"))
+    for whole, short, most in AGAINST:
+        if whole in found and short in found:
+            lost = found[whole]["right"] - found[short]["right"]
+            rows.append(Row(f"search, {whole} less {short}", lost, "points", f"<= {most}"))
+            share = found[short]["tokens"] / found[whole]["tokens"]
+            rows.append(Row(f"search, {short}: tokens of {whole}", share, "share", "<= 0.1"))
     return [*rows, *_seconds(models, given)]
 
 

@@ -26,9 +26,9 @@ from regard.eyes import Eye
 from regard.files import write_all
 from regard.reading import Grouped
 from regard.tokens import Question, VisualTokens
+from regard.train.pocket import BUDGETS
 
 CHUNK = 50  # scenes of a file
-BUDGETS = (16, 32, 64, 128)
 
 _MOST = PAIRS[1]  # questions of a scene
 
