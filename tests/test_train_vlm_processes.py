@@ -60,7 +60,16 @@ def torchrun(folder: Path, name: str, kill: int = 0, restarts: int = 0) -> subpr
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     line += ["--max-restarts", str(restarts), str(HERE), str(folder), name, str(kill)]
     place = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
-    return subprocess.run(line, capture_output=True, text=True, timeout=540, env=place)
+    said = folder / f"{name}.log"
+    with said.open("w") as file:
+        process = subprocess.Popen(line, env=place, stdout=file, stderr=file)
+        try:
+            process.wait(timeout=400)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # which ends its processes too
+            process.wait()
+            pytest.fail(f"{name} hung:\n{said.read_text()[-6000:]}")
+    return subprocess.CompletedProcess(line, process.returncode, "", said.read_text())
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from regard.errors import ModelError
 from regard.files import write_whole
@@ -30,6 +31,7 @@ from regard.train.settings import Recipe
 from regard.vlm.compose import VLM
 
 Tell = Callable[[str, int, int], None]
+_MEET = timedelta(minutes=2)  # to meet the other processes: after a restart they sometimes miss one another for good
 _PATIENCE = timedelta(days=1)  # for processes that wait while others encode
 
 
@@ -53,11 +55,14 @@ def team_of(recipe: Recipe, folder: Path) -> Any:
         known = ", ".join(LOGGER_TYPE_TO_CLASS)
         raise ModelError(f"the tracker {recipe.log_with!r} is not installed, or not known: known are {known}")
     handlers: list[Any] = [
-        InitProcessGroupKwargs(timeout=_PATIENCE),
+        InitProcessGroupKwargs(timeout=_MEET),
         DistributedDataParallelKwargs(find_unused_parameters=True),  # which also sums in one order in all steps
     ]
     cpu = not torch.cuda.is_available()
-    return Accelerator(cpu=cpu, log_with=recipe.log_with, project_dir=str(folder), kwargs_handlers=handlers)
+    team = Accelerator(cpu=cpu, log_with=recipe.log_with, project_dir=str(folder), kwargs_handlers=handlers)
+    if team.num_processes > 1:
+        _set_pg_timeout(_PATIENCE)
+    return team
 
 
 def feeds(
