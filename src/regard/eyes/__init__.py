@@ -16,6 +16,18 @@ class Eye(Protocol):
         """What it is called in records."""
         ...
 
+    def look(self, image: "Image") -> "VisualTokens":
+        """Encode one image, once for any number of questions: tokens with a batch of 1."""
+        ...
+
+    def ask(self, text: str) -> "Question":
+        """Encode one question, with a batch of 1. Its inner product with `aligned` is the relevance of a token."""
+        ...
+
+
+class SizedEye(Eye, Protocol):
+    """An eye that says how wide its tokens and questions are, so that a bridge can be made for it."""
+
     @property
     def width(self) -> int:
         """Of its tokens' features."""
@@ -24,12 +36,4 @@ class Eye(Protocol):
     @property
     def asked(self) -> int:
         """Width of its questions' features; 0 where it hears none."""
-        ...
-
-    def look(self, image: "Image") -> "VisualTokens":
-        """Encode one image, once for any number of questions: tokens with a batch of 1."""
-        ...
-
-    def ask(self, text: str) -> "Question":
-        """Encode one question, with a batch of 1. Its inner product with `aligned` is the relevance of a token."""
         ...

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from regard.errors import DataError, ModelError
-from regard.eyes import Eye
+from regard.eyes import SizedEye
 from regard.tokens import Question, VisualTokens
 from regard.vlm import bridges, saved
 from regard.vlm import fusion as fusions
@@ -59,7 +59,7 @@ class VLM(nn.Module):
 
     def __init__(
         self,
-        eye: Eye | str,
+        eye: SizedEye | str,
         mechanism: str | Bridge,
         language_model: nn.Module | str | os.PathLike,
         tokenizer: Any = None,
@@ -272,7 +272,7 @@ def _name(language_model: Any) -> str:
     return name
 
 
-def _bridge(given: str | Bridge, eye: Eye, dim: int, arguments: dict[str, Any]) -> Bridge:
+def _bridge(given: str | Bridge, eye: SizedEye, dim: int, arguments: dict[str, Any]) -> Bridge:
     if isinstance(given, str):
         return bridges.load(given, eye.width, dim, **arguments)
     if (given.width, given.dim) != (eye.width, dim):

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from regard.errors import ModelError, RegardError
-from regard.eyes import Eye
+from regard.eyes import SizedEye
 
 PACKAGED = ("embedded", "pocket")  # eyes that install with a package
 
 
-def named_eye(name: str, device: torch.device, arguments: dict[str, Any]) -> Eye:
+def named_eye(name: str, device: torch.device, arguments: dict[str, Any]) -> SizedEye:
     """The eye "embedded" or "pocket", or a vision tower of Hugging Face by its folder or its name on the hub, frozen.
 
     arguments: of the eye, as `HuggingFaceEye.load` has them. Raises ModelError where it cannot be loaded.
@@ -35,7 +35,7 @@ def named_eye(name: str, device: torch.device, arguments: dict[str, Any]) -> Eye
         return HuggingFaceEye.load(name, **{"device": device, **arguments}).requires_grad_(False)
 
 
-def described_eye(eye: Eye, name: str | None, arguments: dict[str, Any]) -> dict[str, Any]:
+def described_eye(eye: SizedEye, name: str | None, arguments: dict[str, Any]) -> dict[str, Any]:
     """What says which eye it is, as JSON has it. name: by which it was asked for; None: it was given as it is."""
     if name is not None and name not in PACKAGED:
         return {"kind": "huggingface", "name_or_path": name, **arguments}
@@ -49,7 +49,7 @@ def described_eye(eye: Eye, name: str | None, arguments: dict[str, Any]) -> dict
     return {"kind": "given", "name": eye.name, "width": eye.width, "asked": eye.asked}
 
 
-def _packaged(eye: Eye) -> str | None:
+def _packaged(eye: SizedEye) -> str | None:
     home, _, name = type(eye).__module__.rpartition(".")
     return name if home == "regard.eyes" and name in PACKAGED else None
 

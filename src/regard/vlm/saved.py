@@ -27,7 +27,7 @@ from regard.vlm.parts import PACKAGED, named_language_model, named_tokenizer, on
 from regard.vlm.processors import checked_device, model_folder
 
 if TYPE_CHECKING:
-    from regard.eyes import Eye
+    from regard.eyes import SizedEye
     from regard.vlm.bridges import Bridge
     from regard.vlm.compose import VLM
     from regard.vlm.fusion import Fusion
@@ -68,7 +68,7 @@ def from_pretrained(
     cls: "type[VLM]",
     name: str | os.PathLike,
     *,
-    eye: "Eye | str | None" = None,
+    eye: "SizedEye | str | None" = None,
     mechanism: "Bridge | None" = None,
     fusion: "Fusion | None" = None,
     language_model: nn.Module | str | None = None,
