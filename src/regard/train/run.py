@@ -6,6 +6,7 @@ process, so a run that was cut anywhere goes on from `last.safetensors` with the
 
 import json
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from regard.errors import ModelError
 from regard.files import write_whole
@@ -31,7 +33,6 @@ from regard.train.settings import Recipe
 from regard.vlm.compose import VLM
 
 Tell = Callable[[str, int, int], None]
-_MEET = timedelta(minutes=2)  # to meet the other processes: after a restart they sometimes miss one another for good
 _PATIENCE = timedelta(days=1)  # for processes that wait while others encode
 
 
@@ -47,22 +48,29 @@ def team_of(recipe: Recipe, folder: Path) -> Any:
     try:
         from accelerate import Accelerator
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, LoggerType
+        from accelerate.utils import DistributedDataParallelKwargs, LoggerType
     except ImportError as error:
         raise ModelError("training needs accelerate: pip install 'regard[hf,train]'") from error
     there = {str(one) for one in get_available_trackers()} | LOGGER_TYPE_TO_CLASS.keys() - set(LoggerType.list())
     if recipe.log_with is not None and recipe.log_with not in there:
         known = ", ".join(LOGGER_TYPE_TO_CLASS)
         raise ModelError(f"the tracker {recipe.log_with!r} is not installed, or not known: known are {known}")
-    handlers: list[Any] = [
-        InitProcessGroupKwargs(timeout=_MEET),
-        DistributedDataParallelKwargs(find_unused_parameters=True),  # which also sums in one order in all steps
-    ]
+    handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True)]  # it also sums in one order
     cpu = not torch.cuda.is_available()
-    team = Accelerator(cpu=cpu, log_with=recipe.log_with, project_dir=str(folder), kwargs_handlers=handlers)
-    if team.num_processes > 1:
-        _set_pg_timeout(_PATIENCE)
-    return team
+    if os.environ.get("WORLD_SIZE", "1") != "1" and not distributed.is_initialized():
+        _meet("gloo" if cpu else "nccl")
+    return Accelerator(cpu=cpu, log_with=recipe.log_with, project_dir=str(folder), kwargs_handlers=handlers)
+
+
+def _meet(backend: str) -> None:
+    """Join the other processes of torchrun's present attempt.
+
+    torchrun keeps one store for all attempts, and without a prefix a process may find addresses of those that died.
+    """
+    store, rank, world = next(rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    whole = PrefixStore(f"attempt {attempt}", store)
+    distributed.init_process_group(backend, store=whole, rank=rank, world_size=world, timeout=_PATIENCE)
 
 
 def feeds(
