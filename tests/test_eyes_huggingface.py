@@ -9,9 +9,8 @@ import transformers
 
 import tiny_towers
 from regard.errors import DataError, ImageError, ModelError, ShapeError
-from regard.eyes import _hf_towers
+from regard.eyes import SizedEye, _hf_towers
 from regard.eyes.embedded import EmbeddedEye
-from regard.eyes.eye import BatchEye
 from regard.eyes.huggingface import HuggingFaceEye
 from tiny_towers import FAMILIES, LEADING, STAGES, photo
 
@@ -198,7 +197,7 @@ def test_made_of_a_model_in_hand_and_of_one_with_a_head(path):
 
 
 def test_what_it_offers(eye):
-    seeing: BatchEye = eye("dinov2")
+    seeing: SizedEye = eye("dinov2")
     assert seeing.name == "dinov2 dinov2"
     assert (seeing.width, EmbeddedEye().width) == (24, 1280)
     assert (eye("clip").asked, eye("siglip").asked, eye("vit").asked) == (17, 24, 0)

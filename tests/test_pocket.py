@@ -3,6 +3,7 @@
 import json
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -42,13 +43,13 @@ def sights(count: int = 6, side: int = 12) -> Sights:
                 torch.randn(side**2, 12, generator=generator).half(),
                 torch.randn(2, 12, generator=generator),
                 torch.zeros(2, side**2).half(),
-                torch.stack([torch.arange(side**2) % budget for budget in BUDGETS]).expand(2, -1, -1).to(torch.int16),
                 [KINDS[place % 8], KINDS[1]],
                 ["where is the fox?", "is the fox left?"],
                 answers,
             )
         )
-    return Sights(tuple(scenes), torch.randn(5, 12, generator=generator))
+    groups = torch.stack([torch.arange(side**2) % budget for budget in BUDGETS]).expand(2, -1, -1).to(torch.int16)
+    return Sights(tuple(scenes), torch.randn(5, 12, generator=generator), (groups,) * count)
 
 
 def test_all_select_by_one_bridge_and_each_other_has_its_own(model):
@@ -101,7 +102,7 @@ def test_a_run_goes_on_as_it_would_have(tmp_path):
             raise KeyboardInterrupt
 
     data, recipe = sights(), Recipe(3, seed=5, batch=4)
-    whole = train(WORDS, Watched(data.scenes, data.reference), recipe, tmp_path / "whole")
+    whole = train(WORDS, Watched(data.scenes, data.reference, data.decided), recipe, tmp_path / "whole")
     assert drawn
     assert set(drawn) <= set(BUDGETS)
     with pytest.raises(KeyboardInterrupt):
@@ -161,6 +162,9 @@ def test_regard_ask_needs_no_model(shipped, regard, tmp_path):
     assert set(answer["seconds"]) == {"vision", "decide", "prefill", "decode"}
     assert isinstance(answer["answer"], str)
     assert (tmp_path / "out" / "report.html").exists()
+    code, said, _ = regard("ask", image, "is it?", "--max-new-tokens", "1", "--seed", "7", "--json", "--out", out)
+    assert all(given["new_tokens"] == 1 for given in json.loads(said)["answers"])
+    assert json.loads(said)["made"]["seed"] == "7"
     code, said, error = regard("ask", image, "where is the fox?", "--out", out)
     assert code == 0
     assert "trained on composed scenes" in (said + error).replace("\n", " ")
@@ -168,6 +172,7 @@ def test_regard_ask_needs_no_model(shipped, regard, tmp_path):
         (("--tiles", "100"), "--tiles is for a model of Hugging Face"),
         (("--allocator", "visionzip"), "no mechanism 'visionzip'"),
         (("--sign", "-1"), "--sign is for a model"),
+        (("--device", "cuda"), "--device is for a model"),
     ):
         code, _, error = regard("ask", image, "where is the fox?", *more)
         assert code == 2
@@ -190,7 +195,12 @@ def test_the_benchs_rows_are_of_the_questions_that_were_right(model):
     assert found.rate("relevance", 16) == pytest.approx(100 * right.mean())
     where = found.kinds == KINDS[1]
     assert found.rate("relevance", 16, (KINDS[1],)) == pytest.approx(100 * right[where].mean())
-    low, high = found.interval(lambda which: 100 * right[which].mean(), again=300)
+    low, high = found.interval(right)
     assert low < 100 * right.mean() < high
+    drawn = np.random.default_rng(3)
+    plain = [np.concatenate([right[found.scenes == s] for s in drawn.integers(0, 8, 8)]).mean() for _ in range(4000)]
+    assert np.quantile(plain, (0.025, 0.975)) * 100 == pytest.approx((low, high), abs=3)
+    low, high = found.interval(right, (KINDS[1],))
+    assert low <= 100 * right[where].mean() <= high
     rows = bench.compared(found, 16)
     assert rows[-1].value == pytest.approx(found.rate("all", None) - found.rate("relevance", 16))

@@ -96,12 +96,22 @@ def test_what_was_kept_is_what_the_eye_sees(made):
 
 
 def test_decisions_that_were_kept_are_those_of_relevance(made):
-    sights, eye = made(), Toy()
-    tokens, question = eye.look(scene("train", 2).image), eye.ask("is there a fox?")
+    sights, places = made(), [(2, 1), (4, 0)]
+    batch = sights.batch(places)
     for budget in (4, 9):
-        again = Allocation.merge(sights.kept([(2, 1)], budget), budget, boxes=tokens.boxes)
-        wanted = load("relevance").allocate(tokens, question, budget)
+        again = Allocation.merge(sights.kept(places, budget), budget, boxes=batch.tokens.boxes)
+        wanted = load("relevance").allocate(batch.tokens, batch.question, budget)
         torch.testing.assert_close(again.matrix(), wanted.matrix())
+
+
+def test_another_rule_decides_anew(made, tmp_path, monkeypatch):
+    before = made()
+    assert len(list(tmp_path.glob("*-relevance-*"))) == 2
+    monkeypatch.setattr(seen, "_rule", lambda: "other")
+    monkeypatch.setattr(seen, "realized", lambda *given: torch.zeros(2, 2, len(given[0]), dtype=torch.int16))
+    assert not torch.stack(made().decided[:1]).any()
+    monkeypatch.undo()
+    assert before.decided[0].any()
 
 
 def test_scenes_are_encoded_once_and_sorted_by_their_grids(made, tmp_path, monkeypatch):
@@ -117,6 +127,9 @@ def test_scenes_are_encoded_once_and_sorted_by_their_grids(made, tmp_path, monke
     assert torch.equal(again.scenes[5].features, sights.scenes[5].features)
     (tmp_path / "train-00004.safetensors").write_bytes(b"cut")
     with pytest.raises(DataError, match="train-00004.safetensors.*remove it"):
+        made()
+    with pytest.raises(DataError, match="relevance.*remove it"):
+        next(tmp_path.glob("train-00000-relevance-*")).write_bytes(b"cut")
         made()
     texts = tmp_path / "train-00000.json"
     texts.write_text(json.dumps(json.loads(texts.read_text())[:1]) + "[")

@@ -43,12 +43,13 @@ class Asking:
         """The percent of questions of these kinds that were answered right."""
         return 100 * float(self.right[mechanism, budget][np.isin(self.kinds, list(kinds))].mean())
 
-    def interval(self, value: Callable[[np.ndarray], float], seed: int = 0, again: int = AGAIN) -> tuple[float, float]:
-        """Of a value of questions, given by their places; 95 %, of scenes drawn again."""
-        scenes, rng = np.unique(self.scenes), np.random.default_rng(seed)
-        places = {scene: np.flatnonzero(self.scenes == scene) for scene in scenes}
-        drawn = (np.concatenate([places[s] for s in rng.choice(scenes, len(scenes))]) for _ in range(again))
-        low, high = np.nanpercentile([value(which) for which in drawn], (2.5, 97.5))
+    def interval(self, values: np.ndarray, kinds: Iterable[str] = KINDS, seed: int = 0) -> tuple[float, float]:
+        """Of the mean of (Q,) values over the questions of these kinds, in percent; 95 %, of scenes drawn again."""
+        of = np.isin(self.kinds, list(kinds))
+        _, scene = np.unique(self.scenes, return_inverse=True)
+        sums, counts = (np.bincount(scene, weights=of * of_each) for of_each in (values, np.ones(len(of))))
+        drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), AGAIN)
+        low, high = np.quantile(100 * (drawn @ sums) / np.maximum(drawn @ counts, 1), (0.025, 0.975))
         return float(low), float(high)
 
 
@@ -117,15 +118,8 @@ def compared(found: Asking, budget: int) -> list[Row]:
         return found.rate(name, budget if name != ALL else None, kinds)
 
     def apart(name: str, kinds: Sequence[str]) -> tuple[float, float]:
-        of = np.isin(found.kinds, list(kinds))
-        own, other = found.right["relevance", budget], found.right[name, budget if name != ALL else None]
-        difference = own.astype(float) - other
-
-        def value(which: np.ndarray) -> float:
-            asked = which[of[which]]
-            return 100 * float(difference[asked].mean()) if len(asked) else np.nan
-
-        return found.interval(value)
+        other = found.right[name, budget if name != ALL else None]
+        return found.interval(found.right["relevance", budget].astype(float) - other, kinds)
 
     rows = []
     there = [kind for kind in KINDS if kind in found.kinds]
@@ -152,7 +146,7 @@ def main(
         vlm = model.vlm(name).eval()
         for budget in [None] if name == ALL else BUDGETS:
             costs = cost(vlm, alone, budget)
-            low, high = found.interval(lambda which, of=found.right[name, budget]: 100 * float(of[which].mean()))
+            low, high = found.interval(found.right[name, budget])
             kinds = [f"{found.rate(name, budget, (kind,)):.1f}" for kind in KINDS]
             times = [f"{1e3 * of[name, str(budget)] / n:.1f}" for of, n in ((single, 1), (several, 64))]
             whole = f"{found.rate(name, budget):.1f} ({low:.1f} to {high:.1f})"

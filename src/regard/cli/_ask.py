@@ -21,7 +21,6 @@ from regard.cli._shared import (
 )
 
 if TYPE_CHECKING:
-    from regard.relevance.tensions import States
     from regard.vlm.ask import Asked
 
 Positions = Literal["original", "compact"]
@@ -72,7 +71,8 @@ def ask(
     first, others = _one_name(allocator), names_in(compare)
     amount: dict[str, Any] = {"budget": budget, "keep": keep, "tiles": tiles}
     if model is None:
-        _check_pocket(first, others, len(images), tiles=tiles, sign=sign, positions=positions, dtype=dtype)
+        only = {"tiles": tiles, "sign": sign, "positions": positions, "device": device, "dtype": dtype}
+        _check_pocket(first, others, len(images), only)
     _check_usage(first, others, sign, max_new_tokens, amount, len(images), pocket=model is None)
     chosen = [*([first] if first or not others else []), *(others or [])]
     usual = "relevance" if model is None else "divprune"
@@ -85,7 +85,8 @@ def ask(
     with Progress(quiet) as stage:
         if model is None:
             names = [name or usual for name in chosen]
-            asked = _of_pocket(images[0], question, names, states, seed, budget=budget, keep=keep, progress=stage)
+            way = {"max_new_tokens": max_new_tokens, "seed": seed, "states": states}
+            asked = _of_pocket(images[0], question, mechanisms=names, budget=budget, keep=keep, progress=stage, **way)
         else:
             asked = _answered(images, question, model, dtype, device, progress=stage, **amount, **way)
         stage("draw")
@@ -98,22 +99,20 @@ def ask(
         _show(asked, written)
 
 
-def _of_pocket(
-    image: str, question: str, names: list[str], states: "States | None", seed: int, **options: Any
-) -> "Asked":
+def _of_pocket(image: str, question: str, **options: Any) -> "Asked":
     """The pocket model's answers, without a word on the terminal."""
     options["progress"]("load the model")
     hush()
     from regard.vlm.pocket_ask import ask_pocket
 
-    return ask_pocket(image, question, mechanisms=names, states=states, seed=seed, **options)
+    return ask_pocket(image, question, **options)
 
 
-def _check_pocket(first: str | None, others: list[str] | None, images: int, **more: Any) -> None:
+def _check_pocket(first: str | None, others: list[str] | None, images: int, only: dict[str, Any]) -> None:
     """Raise UsageError for what only a model of Hugging Face can do, or a mechanism that the pocket model has not."""
-    usual = {"tiles": None, "sign": 1, "positions": "original", "dtype": "auto"}
-    for name, value in more.items():
-        if value != usual[name]:
+    usual = {"tiles": (None,), "sign": (1,), "positions": ("original",), "device": ("auto", "cpu"), "dtype": ("auto",)}
+    for name, value in only.items():
+        if value not in usual[name]:
             raise UsageError(f"--{name} is for a model of Hugging Face: give its name to --model")
     if images > 1:
         raise UsageError(f"the pocket model answers about one image, got {images}: give --model NAME for several")

@@ -76,8 +76,8 @@ def train(
         if data.boxes is not None:
             boxes = data.boxes(index)
             for one in seen:
-                share = one.saliency / one.saliency.sum(dim=1, keepdim=True)
-                total = total + GUIDE * drawn(share, overlapping(one.boxes, boxes)) / len(seen)
+                attention = one.saliency / one.saliency.sum(dim=1, keepdim=True)
+                total = total + GUIDE * drawn(attention, overlapping(one.boxes, boxes)) / len(seen)
         return total + loss(logits, labels), (logits[-1].argmax(dim=1) == labels).sum()
 
     about = begun(model, arguments, data, recipe, warm=warm, tolerance=tolerance, share=share)

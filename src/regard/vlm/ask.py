@@ -214,11 +214,16 @@ def _chosen(
     return [made(each, seed, states) for each in unique]
 
 
-def _check(vlm: Opened, question: str, max_new_tokens: int, tiles: int | None) -> None:
+def check_asked(question: str, max_new_tokens: int) -> None:
+    """Raise DataError for an empty question, BudgetError for an answer of no token."""
     if not isinstance(question, str) or not question.strip():
         raise DataError("the question is empty: ask in words, such as 'where is the cat?'")
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise BudgetError(f"the answer must have at least 1 token, got {max_new_tokens!r}")
+
+
+def _check(vlm: Opened, question: str, max_new_tokens: int, tiles: int | None) -> None:
+    check_asked(question, max_new_tokens)
     if vlm.model.training:
         raise ModelError("the model is in training mode, which answers at random: call model.eval() first")
     if tiles is not None:

@@ -11,12 +11,11 @@ import torch
 from regard.allocate import made
 from regard.allocation import Allocation
 from regard.cost.language import LanguageModel
-from regard.errors import BudgetError, DataError
 from regard.record import STAGES, Answer, Look, Picture, Record
 from regard.recorded import boxes_of, explained, look_of, made_by, read_picture, relevance_of
 from regard.relevance.tensions import States
 from regard.tokens import Question, VisualTokens
-from regard.vlm.ask import Asked
+from regard.vlm.ask import Asked, check_asked
 from regard.vlm.bridges import ALL
 from regard.vlm.compose import VLM
 from regard.vlm.decide import budgets_of
@@ -50,10 +49,7 @@ def ask_pocket(
     tensions of `relevance`; seed: for allocators that draw. model: by default the package's. Raises RegardError where a
     user can mend: an empty question, a name that is none, a bad image.
     """
-    if not isinstance(question, str) or not question.strip():
-        raise DataError("the question is empty: ask in words, such as 'where is the cat?'")
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise BudgetError(f"the answer must have at least 1 token, got {max_new_tokens!r}")
+    check_asked(question, max_new_tokens)
     found = model or pocket()
     vlms = {name: found.vlm(name).eval() for name in dict.fromkeys((ALL, *mechanisms))}
     for name, vlm in vlms.items():
@@ -74,7 +70,7 @@ def ask_pocket(
         looks += [] if look is None else [look]
     unknown = unknown_words(question, found.tokenizer.get_vocab())
     notes = [f"the pocket model does not know {', '.join(unknown)}"] if unknown else []
-    record = _record(preview, question, tokens, asked, tuple(looks), tuple(answers))
+    record = _record(preview, question, tokens, asked, tuple(looks), tuple(answers), seed)
     return Asked(tuple(answers), (record,), (*notes, TRAINED_ON))
 
 
@@ -125,6 +121,7 @@ def _record(
     asked: Question,
     looks: tuple[Look, ...],
     answers: tuple[Answer, ...],
+    seed: int,
 ) -> Record:
     about = {"model": "the pocket model, float32", "device": "cpu", "timed": "once"}
     about["memory"] = PeakMemory.kind(torch.device("cpu"))
@@ -140,5 +137,5 @@ def _record(
         language_model="the pocket model's decoder",
         prompt_tokens=answers[0].prompt_tokens - answers[0].visual_tokens,
         seconds=dict(answers[-1].seconds),
-        made={**made_by(0), **about},
+        made={**made_by(seed), **about},
     )

@@ -5,9 +5,11 @@ of 1,000 dimensions, is kept in a basis of the reference questions, then of the 
 what is left of a token's norm: of M + Q + 1 dimensions, with the same products.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +22,11 @@ from torch import Tensor
 
 from regard.allocate.relevance import Relevance
 from regard.bench.tasks.asked import PAIRS, asked
+from regard.bench.tasks.asked.layout import Thing, whole_masks
 from regard.bench.tasks.fetching import Told
 from regard.errors import DataError
 from regard.eyes import Eye
-from regard.files import write_all
+from regard.files import write_all, write_whole
 from regard.reading import Grouped
 from regard.tokens import Question, VisualTokens
 from regard.train.pocket import BUDGETS
@@ -35,9 +38,8 @@ _MOST = PAIRS[1]  # questions of a scene
 
 class Sight(NamedTuple):
     """A scene as an eye saw it. features: (N, D) and aligned: (N, E), on a grid of side x side. questions: (Q, E).
-    covered: (Q, N), how much of each token's box the answer's things fill. kept: (Q, BUDGETS, N), the group that
-    `relevance` puts each token in, at each budget. kinds, asks, answers: of each question. Floats are float16, but for
-    questions.
+    covered: (Q, N), how much of each token's box the answer's things fill. kinds, asks, answers: of each question. All
+    float16, but for questions.
     """
 
     side: int
@@ -45,7 +47,6 @@ class Sight(NamedTuple):
     aligned: Tensor
     questions: Tensor
     covered: Tensor
-    kept: Tensor
     kinds: list[str]
     asks: list[str]
     answers: list[str]
@@ -65,10 +66,13 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Sights:
-    """Scenes of a split, by their grids. reference: (M, E), of all questions."""
+    """Scenes of a split, by their grids. reference: (M, E), of all questions. decided: (Q, BUDGETS, N) of each scene,
+    the group that `relevance` puts each token in, at each budget; of scenes that are trained with.
+    """
 
     scenes: tuple[Sight, ...]
     reference: Float[Tensor, "m e"]
+    decided: tuple[Tensor, ...] = ()
 
     def batch(self, places: Sequence[tuple[int, int]]) -> Batch:
         """places: scene and question of each; scenes of one grid."""
@@ -97,44 +101,32 @@ class Sights:
     def kept(self, places: Sequence[tuple[int, int]], budget: int) -> Int[Tensor, "b n"]:
         """What `relevance` makes of these at a budget of BUDGETS, as `Allocation.merge` takes it, decided before."""
         at = BUDGETS.index(budget)
-        return torch.stack([self.scenes[scene].kept[turn, at] for scene, turn in places]).long()
+        return torch.stack([self.decided[scene][turn, at] for scene, turn in places]).long()
 
 
-_PARTS = ("features", "aligned", "questions", "covered", "kept")
+_PARTS = ("features", "aligned", "questions", "covered")
 _FIELDS = {"kinds": "kind", "asks": "question", "answers": "answer"}  # of a scene, and of its pairs
 
 
 def seen(eye: Eye, split: str, count: int, folder: Path, told: Told | None = None) -> Sights:
     """The first scenes of a split, encoded where the folder has them not. Raises DataError."""
-    basis = _basis(eye)
+    basis, reference = _space(eye)
     scenes: list[Sight] = []
+    decided: list[Tensor] = []
     for start in range(0, count, CHUNK):
         path = folder / f"{split}-{start:05d}.safetensors"
         if not path.exists() or not path.with_suffix(".json").exists():
             _encode(eye, split, start, path, basis)
         scenes += _loaded(path)
+        if split == "train":
+            decided += _decided(scenes[start:], path, reference)
         if told:
             told(f"encode the {split} scenes: {min(start + CHUNK, count)} of {count}")
-    return Sights(tuple(scenes[:count]), _reference(eye, basis))
-
-
-def realized(
-    features: Float[Tensor, "1 n d"], aligned: Float[Tensor, "n e"], asks: Float[Tensor, "q e"], reference: Tensor
-) -> Int[Tensor, "q b n"]:
-    """The groups that `relevance` makes of a scene's tokens for each question, at each of BUDGETS, int16."""
-    count, side = len(asks), round(features.shape[1] ** 0.5)
-    tokens = VisualTokens.from_grid(features.expand(count, -1, -1), (side, side), aligned=aligned.expand(count, -1, -1))
-    realizer = Relevance().realizer
-    with torch.no_grad():
-        measured = realizer.measure(tokens, Question(asks[:, None], reference=reference))
-        made = [realizer.decide(measured, budget).allocation.reading for budget in BUDGETS]
-    assert all(isinstance(one, Grouped) for one in made)
-    return torch.stack([one.group for one in made], dim=1).to(torch.int16)  # pyright: ignore
+    return Sights(tuple(scenes[:count]), reference, tuple(decided[:count]))
 
 
 def _encode(eye: Eye, split: str, start: int, path: Path, basis: Tensor) -> None:
     tensors: dict[str, Tensor] = {}
-    reference = _reference(eye, basis)
     texts = []
     for index in range(start, start + CHUNK):
         scene = asked(split, index)
@@ -147,11 +139,48 @@ def _encode(eye: Eye, split: str, start: int, path: Path, basis: Tensor) -> None
         parts = {"features": tokens.features[0], "aligned": aligned, "questions": questions}
         parts["covered"] = torch.from_numpy(covered)
         half = {name: value if name == "questions" else value.half() for name, value in parts.items()}
-        half["kept"] = realized(tokens.features, aligned, questions, reference)
         tensors |= {f"{index}.{name}": value.contiguous() for name, value in half.items()}
         texts.append({"side": tokens.grid[2], **{n: [getattr(p, k) for p in scene.pairs] for n, k in _FIELDS.items()}})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_all(path.parent, {path.name: save(tensors), path.with_suffix(".json").name: json.dumps(texts)})
+
+
+def _decided(scenes: Sequence[Sight], path: Path, reference: Tensor) -> list[Tensor]:
+    """What `relevance` makes of a file's scenes, decided where it has not been; another rule decides anew."""
+    place = path.with_name(f"{path.stem}-relevance-{_rule()}.safetensors")
+    if not place.exists():
+        made = [realized(one.features.float(), one.aligned.float(), one.questions, reference) for one in scenes]
+        write_whole(place, save({str(number): groups for number, groups in enumerate(made)}))
+    try:
+        found = load_file(place)
+        return [found[str(number)] for number in range(len(scenes))]
+    except (SafetensorError, OSError, KeyError) as error:
+        raise DataError(f"{str(place)!r} cannot be read, it may be cut short: remove it ({error})") from error
+
+
+@cache
+def _rule() -> str:
+    """What tells one way of deciding from another: what it makes of some noise."""
+    draw = torch.Generator().manual_seed(0)
+    noise = [torch.randn(*shape, generator=draw) for shape in ((144, 12), (144, 9), (3, 9), (5, 9))]
+    return hashlib.sha256(realized(*noise).numpy().tobytes()).hexdigest()[:8]
+
+
+def realized(
+    features: Float[Tensor, "n d"],
+    aligned: Float[Tensor, "n e"],
+    asks: Float[Tensor, "q e"],
+    reference: Float[Tensor, "m e"],
+) -> Int[Tensor, "q b n"]:
+    """The groups that `relevance` makes of a scene's tokens for each question, at each of BUDGETS, int16."""
+    count, side = len(asks), round(len(features) ** 0.5)
+    tokens = VisualTokens.from_grid(features.expand(count, -1, -1), (side, side), aligned=aligned.expand(count, -1, -1))
+    realizer = Relevance().realizer
+    with torch.no_grad():
+        measured = realizer.measure(tokens, Question(asks[:, None], reference=reference))
+        made = [realizer.decide(measured, budget).allocation.reading for budget in BUDGETS]
+    assert all(isinstance(one, Grouped) for one in made)
+    return torch.stack([one.group for one in made], dim=1).to(torch.int16)  # pyright: ignore
 
 
 def _loaded(path: Path) -> list[Sight]:
@@ -164,15 +193,11 @@ def _loaded(path: Path) -> list[Sight]:
         raise DataError(f"{str(path)!r} cannot be read, it may be cut short: remove it ({error})") from error
 
 
-def _covered(targets: tuple, side: int, grid: int) -> np.ndarray:
+def _covered(targets: tuple[Thing, ...], side: int, grid: int) -> np.ndarray:
     """The part of each of grid x grid cells that the things fill, (N,)."""
-    whole = np.zeros((side, side), np.float32)
-    for thing in targets:
-        x0, y0, x1, y1 = thing.box
-        whole[y0:y1, x0:x1] = np.maximum(whole[y0:y1, x0:x1], thing.mask)
     cell = -(-side // grid)
-    whole = np.pad(whole, (0, grid * cell - side))
-    return whole.reshape(grid, cell, grid, cell).mean(axis=(1, 3)).reshape(-1)
+    whole = np.pad(whole_masks(targets, side).any(axis=0), (0, grid * cell - side))
+    return whole.reshape(grid, cell, grid, cell).mean(axis=(1, 3), dtype=np.float32).reshape(-1)
 
 
 def compacted(
@@ -180,7 +205,7 @@ def compacted(
 ) -> tuple[Float[Tensor, "n f"], Float[Tensor, "q f"]]:
     """Tokens and questions in M + _MOST + 1 dimensions, with the same inner products, and tokens with the same norms.
 
-    basis: orthonormal, of the reference questions, which then have the coordinates of `_reference`.
+    basis: orthonormal, of the reference questions, which then have the coordinates that `_space` gives.
     """
     asks64, aligned64 = asks.double(), aligned.double()
     own = asks64 - asks64 @ basis @ basis.T
@@ -193,14 +218,10 @@ def compacted(
     return torch.cat((coordinates, rest[:, None]), dim=1).float(), torch.nn.functional.pad(questions, (0, 1)).float()
 
 
-def _basis(eye: Eye) -> Float[Tensor, "e m"]:
+def _space(eye: Eye) -> tuple[Float[Tensor, "e m"], Float[Tensor, "m f"]]:
+    """The basis of the reference questions, and what they are in it."""
     reference = eye.ask("what is here?").reference
     if reference is None:
         raise DataError(f"the eye {eye.name} has no reference questions: take the pocket eye")
-    return torch.linalg.qr(reference.double().T)[0]
-
-
-def _reference(eye: Eye, basis: Tensor) -> Float[Tensor, "m f"]:
-    reference = eye.ask("what is here?").reference
-    assert reference is not None
-    return torch.nn.functional.pad((reference.double() @ basis).float(), (0, _MOST + 1))
+    basis = torch.linalg.qr(reference.double().T)[0]
+    return basis, torch.nn.functional.pad((reference.double() @ basis).float(), (0, _MOST + 1))

@@ -25,7 +25,6 @@ from regard.errors import DataError
 SPLITS = ("train", "val", "test", "new")
 
 _BACKGROUNDS = (7, 7)  # to validate and to test with; the others are for training
-_VALIDATION = 10_000  # of MNIST's images to train with
 _EVERY = 5  # so many kin, one of them is new
 
 
