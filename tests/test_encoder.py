@@ -25,7 +25,7 @@ def eager_attention(model, name, inputs):
     used = {key: inputs[key] for key in names if key in inputs}
     weights = []
     tower = next(m for n, m in model.model.named_children() if n in ("vision_tower", "vision_model", "visual"))
-    from regard.vlm.encoder import attention_layers
+    from regard.eyes.encoder import attention_layers
 
     layers = attention_layers(tower)
     layer = 1  # of three: the one before the last, and the one of Qwen2.5's that sees all
@@ -135,7 +135,7 @@ def test_attention_under_every_kernels_mask(kind):
     """The last two of seven positions are padding: no attention goes there, whatever the mask's form."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    from regard.vlm.encoder import _mean_rows
+    from regard.eyes.encoder import _mean_rows
 
     q, k = torch.randn(3, 7, 2, 4), torch.randn(3, 7, 2, 4)
     real = torch.arange(7) < 5
@@ -154,11 +154,23 @@ def test_attention_under_every_kernels_mask(kind):
     assert torch.allclose(_mean_rows(q, k, mask), want, atol=1e-6)
 
 
+def test_rows_that_see_nothing_are_not_counted():
+    from regard.eyes.encoder import _mean_rows
+
+    draw = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, 7, 2, 4, generator=draw) for _ in range(2))
+    real = torch.arange(7)[None] < 5
+    padded = _mean_rows(q, k, real[:, None, :, None] & real[:, None, None])
+    assert torch.allclose(padded[:, :5], _mean_rows(q[:, :5], k[:, :5], None), atol=1e-6)
+    assert not padded[:, 5:].any()
+    assert not torch.allclose(padded[:, :5], _mean_rows(q, k, real)[:, :5], atol=1e-3)
+
+
 def test_only_what_is_needed_is_computed(models, monkeypatch):
-    import regard.vlm.encoder as encoder
+    import regard.eyes.encoder as encoder
 
     calls = []
-    for name in ("_keys", "received"):
+    for name in ("keys_of", "received"):
         original = getattr(encoder, name)
         monkeypatch.setattr(encoder, name, lambda *a, _n=name, _o=original: calls.append(_n) or _o(*a))
     model, inputs = models("llava"), tiny.inputs("llava", [1])
@@ -167,7 +179,7 @@ def test_only_what_is_needed_is_computed(models, monkeypatch):
     assert short.tokens[0].keys is None
     assert short.tokens[0].aligned is None
     shorten(model, inputs, Everything(), budget=4)
-    assert sorted(calls) == ["_keys", "received"]
+    assert sorted(calls) == ["keys_of", "received"]
 
 
 def test_pixtral_is_a_tower_of_llava(models, tmp_path):

@@ -143,7 +143,7 @@ def test_look_takes_no_gradients_and_leaves_the_modes(eye):
 
 def test_no_hook_of_ours_is_left(eye):
     looker = eye("siglip", attention=True)
-    layer = _hf_towers.layer_before_last(looker.tower.model)
+    layer = _hf_towers.before_last(looker.tower.model)
     looker.look(PHOTOS)
     assert not layer._forward_pre_hooks
     with pytest.raises(RuntimeError):

@@ -169,7 +169,7 @@ def test_maps_are_made_only_where_they_are_asked_for(eye):
 def test_many_rows_at_a_time_are_as_one(eye, monkeypatch):
     looker = eye("siglip2", attention=True)
     once = looker.look(PHOTOS)
-    monkeypatch.setattr("regard.eyes._hf_maps._HELD", 2 * 2 * 30 * 7)
+    monkeypatch.setattr("regard.eyes.encoder.CHUNK", 2 * 2 * 30 * 7)
     assert torch.allclose(looker.look(PHOTOS).scores["attention"], once.scores["attention"], atol=1e-6)
 
 

@@ -1,5 +1,8 @@
 """What regard raises for a user's mistake: one line that says what was expected, what came and what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class RegardError(ValueError):
     """Any error that a user of regard can mend."""
@@ -23,3 +26,20 @@ class ModelError(RegardError):
 
 class DataError(RegardError):
     """Content that cannot be worked with: something missing, not finite, or not as it should be."""
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Whatever another library makes of what it cannot load, as a ModelError of one line. what: is loaded."""
+    try:
+        yield
+    except RegardError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{what} cannot be loaded: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from regard.errors import ModelError
+from regard.errors import ModelError, loading
 from regard.eyes._hf_towers import SUPPORTED
 
 _TWO_TOWERS = ("clip", "siglip", "siglip2")
@@ -47,7 +47,7 @@ def loaded(name: str | os.PathLike, dtype: str | torch.dtype, device: str | torc
     folder = Path(name).expanduser()
     source = str(folder) if folder.exists() else str(name)
     own = {"revision": revision, "trust_remote_code": False}
-    with _one_line(source, "the configuration"):
+    with loading(f"the configuration of {source!r}"):
         config = transformers.AutoConfig.from_pretrained(source, **own)
     if config.model_type not in _CLASSES:
         raise ModelError(f"the model {source!r} is of type {config.model_type}: take one of {SUPPORTED}")
@@ -55,19 +55,19 @@ def loaded(name: str | os.PathLike, dtype: str | torch.dtype, device: str | torc
     options: dict[str, Any] = {"add_pooling_layer": False} if config.model_type == "vit" else {}
     if config.model_type == "blip-2":
         config, options = config.vision_config, {"key_mapping": {r"^vision_model\.": ""}}
-    with _one_line(source, "the model"), _without_report(transformers):
+    with loading(f"the model of {source!r}"), _without_report(transformers):
         made = kind.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True, **own, **options)
         model, info = made
     missing = sorted(key for key in info["missing_keys"] if not any(part in key for part in _UNUSED))
     if missing:
         raise ModelError(f"the files of {source!r} lack {len(missing)} of the weights, such as {missing[0]}")
-    with _one_line(source, "the image processor"):
+    with loading(f"the image processor of {source!r}"):
         processor = transformers.AutoImageProcessor.from_pretrained(source, **own)
     tokenizer = None
     if config.model_type in _TWO_TOWERS:
-        with _one_line(source, "the tokenizer"):
+        with loading(f"the tokenizer of {source!r}"):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **own)
-    with _one_line(source, f"on the device {device}, the model"):
+    with loading(f"on the device {device}, the model of {source!r}"):
         place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         return Loaded(model.eval().to(place), processor, tokenizer)
 
@@ -81,14 +81,3 @@ def _without_report(transformers: Any) -> Iterator[None]:
         yield
     finally:
         transformers.logging.set_verbosity(before)
-
-
-@contextmanager
-def _one_line(source: str, what: str) -> Iterator[None]:
-    """Whatever transformers makes of what it cannot load, as one line."""
-    try:
-        yield
-    except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
-        reason = f"{type(error).__name__}: {lines[0][:300]}"
-        raise ModelError(f"{what} of {source!r} cannot be loaded: {reason}") from error

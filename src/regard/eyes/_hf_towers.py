@@ -13,28 +13,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from regard.errors import ModelError, ShapeError
-from regard.eyes._hf_maps import attention_and_keys, input_of, layer_before_last
+from regard.eyes.encoder import before_last, keys_of, received, watched
 from regard.tokens import grid_boxes
 
 
 @dataclass(frozen=True)
 class Kind:
-    """cls: a class token leads. resizable: other sizes of picture need to be asked for. flexible: NaFlex.
-
-    fused: q, k and v have one projection.
-    """
+    """cls: a class token leads. resizable: other sizes of picture need to be asked for. flexible: NaFlex."""
 
     cls: bool = True
     resizable: bool = True
     flexible: bool = False
-    fused: bool = False
 
 
 KINDS = {
     "CLIPVisionModel": Kind(),
     "SiglipVisionModel": Kind(cls=False),
     "Siglip2VisionModel": Kind(cls=False, resizable=False, flexible=True),
-    "Blip2VisionModel": Kind(fused=True),
+    "Blip2VisionModel": Kind(),
     "Dinov2Model": Kind(resizable=False),
     "Dinov2WithRegistersModel": Kind(resizable=False),
     "ViTModel": Kind(),
@@ -137,16 +133,17 @@ class Tower(nn.Module):
             self._check_room(shapes[0])
             if self.kind.resizable and shapes[0] != self._own_shape:
                 given["interpolate_pos_encoding"] = True
-        layer = layer_before_last(self.model) if self.attention else None
-        with windows_kept(self.model), nullcontext([]) if layer is None else input_of(layer) as calls:
+        layer = before_last(self.model) if self.attention else None
+        with windows_kept(self.model), nullcontext([]) if layer is None else watched(layer) as calls:
             out = self.model(pixel_values=pixels, **given)
         last = self._patches(out.last_hidden_state)
         features = last if self.layer is None else self._patches(out.hidden_states[self.layer])
         maps = {}
         if layer is not None:
-            heads = self.config.num_attention_heads
-            received, keys = attention_and_keys(layer, calls[0], heads, self.kind.fused, self.kind.cls, mask)
-            maps = {"attention": received[:, self._leading :], "keys": keys[:, self._leading :]}
+            hidden, keys = calls[0][0], keys_of(layer, calls[0][0])
+            seen = None if mask is None else mask[:, None, :, None] & mask[:, None, None]
+            attention = received(layer, hidden, keys, {"attention_mask": seen}, self.kind.cls)[..., 0]
+            maps = {"attention": attention[:, self._leading :], "keys": keys.float().mean(dim=2)[:, self._leading :]}
         return Encoded(features, last, maps)
 
     def _patches(self, state: Tensor) -> Float[Tensor, "b n d"]:

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from regard.errors import ModelError
-from regard.vlm.encoder import attention_layers, before_last
+from regard.eyes.encoder import attention_layers, before_last
 from regard.vlm.family import Family, Layout, Run, block_means, cells, counted
 
 __all__ = [

@@ -2,15 +2,13 @@
 
 import inspect
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from regard.errors import ModelError, RegardError
+from regard.errors import ModelError, loading
 from regard.eyes import SizedEye
 
 PACKAGED = ("embedded", "pocket")  # eyes that install with a package
@@ -21,7 +19,7 @@ def named_eye(name: str, device: torch.device, arguments: dict[str, Any]) -> Siz
 
     arguments: of the eye, as `HuggingFaceEye.load` has them. Raises ModelError where it cannot be loaded.
     """
-    with one_line(f"the eye {name!r}"):
+    with loading(f"the eye {name!r}"):
         if name == "embedded":
             from regard.eyes.embedded import EmbeddedEye
 
@@ -61,7 +59,7 @@ def named_language_model(
 
     Raises ModelError where it cannot be loaded. Code that comes with a model is never run.
     """
-    with one_line(f"the language model {str(name)!r}"):
+    with loading(f"the language model {str(name)!r}"):
         from transformers import AutoModelForCausalLM
 
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=revision, trust_remote_code=False)
@@ -70,7 +68,7 @@ def named_language_model(
 
 def named_tokenizer(name: str | os.PathLike) -> Any:
     """The tokenizer in a folder, or of a model by its name on the hub. Raises ModelError where it cannot be loaded."""
-    with one_line(f"the tokenizer {str(name)!r}"):
+    with loading(f"the tokenizer {str(name)!r}"):
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -92,15 +90,3 @@ def check_devices(eye: Any, language_model: nn.Module) -> None:
     where = next(language_model.parameters()).device
     if place is not None and place.device != where:
         raise ModelError(f"the eye is on {place.device} and the language model on {where}: move both to one device")
-
-
-@contextmanager
-def one_line(what: str) -> Iterator[None]:
-    """Whatever other libraries make of what they cannot load, as one line."""
-    try:
-        yield
-    except RegardError:
-        raise
-    except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
-        raise ModelError(f"{what} cannot be loaded: {type(error).__name__}: {lines[0][:300]}") from error

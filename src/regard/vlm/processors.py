@@ -5,8 +5,6 @@ torchvision and makes no processor that lacks one, so such processors are made h
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from regard.errors import ModelError
+from regard.errors import ModelError, first_line, loading
 from regard.vlm import family_of
 
 _NEEDED = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
@@ -53,7 +51,7 @@ def model_folder(name: str | os.PathLike) -> Path:
             "a model behind a licence needs `hf auth login`"
         ) from error
     except OSError as error:
-        raise ModelError(f"the model {str(name)!r} cannot be downloaded: {_first_line(error)}") from error
+        raise ModelError(f"the model {str(name)!r} cannot be downloaded: {first_line(error)}") from error
 
 
 def _cached(name: str, offers: dict[str, Any]) -> Path | None:
@@ -90,7 +88,7 @@ def load_model(name: str | os.PathLike, *, dtype: str | torch.dtype = "auto", de
     folder = model_folder(name)
     config = _config(folder)
     family_of(config)
-    with _one_line(folder, "the model"):
+    with loading(f"the model in {str(folder)!r}"):
         from transformers import AutoModelForImageTextToText
 
         model: Any = AutoModelForImageTextToText.from_pretrained(folder, config=config, dtype=dtype, **_OWN)
@@ -105,7 +103,7 @@ def load_processor(name: str | os.PathLike) -> Any:
     folder = model_folder(name)
     config = _config(folder)
     family_of(config)
-    with _one_line(folder, "the processor"):
+    with loading(f"the processor in {str(folder)!r}"):
         from transformers import PROCESSOR_MAPPING, AutoProcessor
         from transformers.utils.import_utils import is_torchvision_available
 
@@ -157,23 +155,7 @@ def checked_device(device: str) -> torch.device:
 def _config(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise ModelError(f"the folder {str(folder)!r} has no config.json: it holds no model")
-    with _one_line(folder, "the configuration"):
+    with loading(f"the configuration in {str(folder)!r}"):
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(folder, **_OWN)
-
-
-@contextmanager
-def _one_line(folder: Path, what: str) -> Iterator[None]:
-    """Whatever transformers makes of a folder that it cannot load, as one line."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(f"{what} in {str(folder)!r} cannot be loaded: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from regard import __version__
-from regard.errors import DataError, ModelError
+from regard.errors import DataError, ModelError, loading
 from regard.vlm.card import card
 from regard.vlm.fusion.fusion import base_of
-from regard.vlm.parts import PACKAGED, named_language_model, named_tokenizer, one_line
+from regard.vlm.parts import PACKAGED, named_language_model, named_tokenizer
 from regard.vlm.processors import checked_device, model_folder
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _language_model(
         model = named_language_model(folder / WHOLE, checked_device(device), said["dtype"])
         model.config.name_or_path = ""  # its weights are in no other place
     if adapter and base_of(model) is model:
-        with one_line(f"the adapter in {str(folder / ADAPTER)!r}"):
+        with loading(f"the adapter in {str(folder / ADAPTER)!r}"):
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, str(folder / ADAPTER)).eval()

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from regard.allocate import Allocates, load
 from regard.allocation import Allocation
 from regard.errors import DataError
+from regard.eyes.encoder import encoded_with_maps
 from regard.tokens import Question
 from regard.vlm.columns import Columns, dense_ranks, pads_left
 from regard.vlm.decide import budgets_of, decided, image_tokens, needs_of
-from regard.vlm.encoder import encoded_with_maps
 from regard.vlm.family import Layout, counted
 from regard.vlm.opened import Clock, Opened, caution, checked_inputs, opened, window_of
 from regard.vlm.prompt import Prompt, asked

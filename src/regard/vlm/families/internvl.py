@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.errors import DataError
-from regard.vlm.encoder import before_last
+from regard.eyes.encoder import before_last
 from regard.vlm.family import Family, Layout, Run, block_means, counted, tiled
 
 PROBE = 32  # pixels of a side at which arrangements are compared

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.vlm.encoder import before_last
+from regard.eyes.encoder import before_last
 from regard.vlm.family import Family, Layout, Run, cells, counted, side
 
 

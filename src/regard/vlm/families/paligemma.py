@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regard.vlm.encoder import before_last
+from regard.eyes.encoder import before_last
 from regard.vlm.family import Family, Layout, Run, cells, counted
 
 

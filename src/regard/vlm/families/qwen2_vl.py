@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.errors import DataError
-from regard.vlm.encoder import attention_layers, before_last
+from regard.eyes.encoder import attention_layers, before_last
 from regard.vlm.family import Family, Layout, Run, cells
 
 

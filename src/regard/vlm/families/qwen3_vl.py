@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regard.vlm.encoder import before_last
+from regard.eyes.encoder import before_last
 from regard.vlm.families.qwen2_vl import merged_grids, rope_positions
 from regard.vlm.family import Family, Layout, Run
 

@@ -69,7 +69,7 @@ def encoded_with_maps(
     if not calls:
         raise ModelError("the vision encoder's layers were not run one by one: compile only the language model")
     hidden, given = calls[-1]
-    project = cache(partial(_keys, layer, hidden))
+    project = cache(partial(keys_of, layer, hidden))
     maps = {
         "keys": lambda: project().mean(dim=-2),
         "scores:attention": lambda: received(layer, hidden, project(), given, has_cls),
@@ -83,7 +83,8 @@ def received(
 ) -> Float[Tensor, "*t s 1"]:
     """Attention that each position receives, averaged over heads and queries (of the class token, if there is one).
 
-    hidden: (..., S, D), the layer's input. k: (..., S, heads, d). given: what else the layer was called with.
+    hidden: (..., S, D), the layer's input. k: (..., S, heads, d). given: what else the layer was called with. Rows of
+    its mask that see nothing are not counted.
     """
     q = _queries(layer, hidden[:, :1] if has_cls else hidden).float()
     k = k.float()
@@ -99,17 +100,22 @@ def received(
 
 def _queries(layer: Any, hidden: Tensor) -> Float[Tensor, "*t s h d"]:
     if hasattr(layer, "qkv"):
-        return layer.qkv(hidden).chunk(3, dim=-1)[0].unflatten(-1, (layer.num_heads, -1))
+        return layer.qkv(hidden).chunk(3, dim=-1)[0].unflatten(-1, (_heads(layer), -1))
     q = layer.q_proj(hidden)
-    return (layer.q_norm(q) if hasattr(layer, "q_norm") else q).unflatten(-1, (layer.num_heads, -1))
+    return (layer.q_norm(q) if hasattr(layer, "q_norm") else q).unflatten(-1, (_heads(layer), -1))
 
 
 @torch.no_grad()
-def _keys(layer: Any, hidden: Tensor) -> Float[Tensor, "*t s h d"]:
+def keys_of(layer: Any, hidden: Tensor) -> Float[Tensor, "*t s h d"]:
+    """The keys of each head, before any rotation. hidden: (..., S, D), the layer's input."""
     if hasattr(layer, "qkv"):
-        return layer.qkv(hidden).chunk(3, dim=-1)[1].unflatten(-1, (layer.num_heads, -1))
+        return layer.qkv(hidden).chunk(3, dim=-1)[1].unflatten(-1, (_heads(layer), -1))
     k = layer.k_proj(hidden)
-    return (layer.k_norm(k) if hasattr(layer, "k_norm") else k).unflatten(-1, (layer.num_heads, -1))
+    return (layer.k_norm(k) if hasattr(layer, "k_norm") else k).unflatten(-1, (_heads(layer), -1))
+
+
+def _heads(layer: Any) -> int:
+    return layer.num_heads if hasattr(layer, "num_heads") else layer.num_attention_heads
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -135,7 +141,8 @@ def _mean_rows(q: Tensor, k: Tensor, mask: Any) -> Float[Tensor, "t s"]:
             part = mask[:, :, start : min(start + step, rows)]
             logits = logits.masked_fill(~part, -torch.inf)
             seeing = seeing + part[:, 0].sum(dim=1)
-        total += logits.softmax(dim=-1).sum(dim=(1, 2))
+        weights = logits.softmax(dim=-1)
+        total += (weights if mask is None else weights.nan_to_num(0)).sum(dim=(1, 2))  # 0 of rows that see nothing
     return total / (heads * (rows if mask is None else seeing.clamp(min=1)))
 
 
