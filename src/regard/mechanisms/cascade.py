@@ -3,7 +3,7 @@
     stage 0: z = T([class, E(x at the lowest resolution) + P_0])
     stage s: z = T([class, tokens that are kept, E(x_s in the k chosen) + P_s (+ MLP(LN(z of the parent)))])
     g_l = b g_{l-1} + (1 - b) mean_h attention_l(class, .)      which tokens of the newest resolution to split in 2 x 2
-    p_s = softmax(W LN(z_class));    an image stops at the first stage where max p_s >= threshold_s
+    p_s = softmax(W LN(z_class));    an image stops where first max p_s >= threshold_s, unless that is 1
     loss = CE(last) + sum_s KL(p_last || p_s), the last not moved by the second
 
 The transformer T, the embedding E and W are the same at all stages. Ours differs in that there may be a third stage,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from regard.tokens import VisualTokens
 from regard.train.feed import Feed
@@ -62,29 +63,34 @@ def train(
         if not start:
             begun(vlm, feed)
         run = Run(folder, recipe, team, learned, feed, decides, tell)
-        learner = Learner(vlm, recipe)
-        model, flow = shared(learner, team), Flow(parts)
-        for step in run.steps():
-            batches = [feed.batch(places).to(team.device) for places in run.rows(step)]
-            (total,) = run.summed(sum(batch.learned for batch in batches))
-            budget, sums = run.budget(step), list(torch.zeros(2, device=team.device))
-            for number, batch in enumerate(batches, 1):
-                with run.sharing(model, number == len(batches)):
-                    loss, read = model(batch, budget)
-                    share = batch.learned / total  # of the step's loss, which is a mean over all tokens of answers
-                    (loss * share * team.num_processes).backward()
-                sums = [sums[0] + loss.detach() * share, sums[1] + read]
-            loss, read, images = run.summed(*sums, sum(batch.images for batch in batches))
-            lengths = run.stepped(step, loss, flow)
-            watched = {f"gradient_{name}": length for name, length in lengths.items()} | gates(vlm)
-            run.note(step, loss, read, images, **watched, **({} if budget is None else {"budget": budget}))
-            if run.due(step):
-                run.keep(step, validated(learner, held_feed, run))
-        check_frozen(before, parts)
-        metrics = run.finish(paradigm="bridge", frozen_unchanged=True)
-        if team.is_main_process:
-            vlm.eval().save_pretrained(folder / MODEL)
-        team.wait_for_everyone()
+        return by_answers(vlm, run, held_feed, parts, before)
+
+
+def by_answers(vlm: VLM, run: Run, held: Feed | None, parts: dict[str, nn.Module], frozen: str) -> Trained:
+    """The loop of what learns from answers, this recipe and `regard.train.full`. frozen: the parts' `fingerprint`."""
+    feed, team, learner = run.feed, run.team, Learner(vlm, run.recipe)
+    model, flow = shared(learner, team), Flow(parts)
+    for step in run.steps():
+        batches = [feed.batch(places).to(team.device) for places in run.rows(step)]
+        (total,) = run.summed(sum(batch.learned for batch in batches))
+        budget, sums = run.budget(step), list(torch.zeros(2, device=team.device))
+        for number, batch in enumerate(batches, 1):
+            with run.sharing(model, number == len(batches)):
+                loss, read = model(batch, budget)
+                share = batch.learned / total  # of the step's loss, which is a mean over all tokens of answers
+                (loss * share * team.num_processes).backward()
+            sums = [sums[0] + loss.detach() * share, sums[1] + read]
+        loss, read, images = run.summed(*sums, sum(batch.images for batch in batches))
+        lengths = run.stepped(step, loss, flow)
+        watched = {f"gradient_{name}": length for name, length in lengths.items()} | gates(vlm)
+        run.note(step, loss, read, images, **watched, **({} if budget is None else {"budget": budget}))
+        if run.due(step):
+            run.keep(step, validated(learner, held, run))
+    check_frozen(frozen, parts)
+    metrics = run.finish(paradigm=run.state.decides["paradigm"], frozen_unchanged=True)
+    if team.is_main_process:
+        vlm.eval().save_pretrained(run.folder / MODEL)
+    team.wait_for_everyone()
     return Trained(vlm, metrics)
 
 

@@ -57,8 +57,7 @@ class Checkpoint:
     def holding(self, model: nn.Module, optimizer: Optimizer, row: dict[str, float]) -> Self:
         """The next one: a copy of what the model and the optimizer hold now."""
         tensors = {f"model.{name}": value.detach().clone() for name, value in model.state_dict().items()}
-        for place, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{place}.{name}": value.detach().clone() for name, value in state.items()}
+        tensors |= {name: value.detach().clone() for name, value in optimizer_tensors(optimizer).items()}
         return replace(self, history=[*self.history, row], tensors=tensors)
 
     def restore(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
@@ -69,12 +68,7 @@ class Checkpoint:
         except RuntimeError as error:
             raise ModelError(f"the checkpoint of {self.kind} does not fit: {str(error).splitlines()[-1]}") from error
         if optimizer is not None:
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, value in self.tensors.items():
-                if name.startswith("optimizer."):
-                    _, place, key = name.split(".")
-                    state.setdefault(int(place), {})[key] = value.clone()
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+            restore_optimizer(optimizer, {name: value.clone() for name, value in self.tensors.items()})
 
     def save(self, path: str | os.PathLike) -> None:
         """Write it, all or nothing. Raises DataError."""
@@ -87,21 +81,48 @@ class Checkpoint:
         """Read what `save` wrote, a file, or a run's folder with it. Raises DataError where there is none, it is cut
         short, or it is something else.
         """
-        path = Path(path) / LAST if Path(path).is_dir() else path
-        if not Path(path).is_file():
-            raise DataError(f"there is no checkpoint {str(path)!r}")
+        path = Path(path) / LAST if Path(path).is_dir() else Path(path)
+        run, tensors = read(path, FORMAT)
         try:
-            with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
-                if about.get("format") != FORMAT:
-                    raise DataError(f"{str(path)!r} is not a checkpoint ({FORMAT}) as regard train writes it")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            run = json.loads(about["run"])
             return cls(**{**run, "labels": tuple(run.get("labels", ()))}, tensors=tensors)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, DataError):
-                raise
+        except TypeError as error:
             raise DataError(f"the checkpoint {str(path)!r} cannot be read, it may be cut short: {error}") from error
+
+
+def read(path: Path, form: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a safetensors file says of a run, and its tensors. form: what the file calls itself.
+
+    Raises DataError where there is none, it is cut short, or it is something else.
+    """
+    if not path.is_file():
+        raise DataError(f"there is no checkpoint {str(path)!r}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            if about.get("format") != form:
+                raise DataError(f"{str(path)!r} is not a checkpoint ({form}) as regard train writes it")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return json.loads(about["run"]), tensors
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"the checkpoint {str(path)!r} cannot be read, it may be cut short: {error}") from error
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """What an optimizer holds, "optimizer.I.NAME" of parameter I."""
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer.{place}.{name}": value for place, of in state.items() for name, value in of.items()}
+
+
+def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimizer what `optimizer_tensors` gave; other names are passed over."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, place, key = name.split(".")
+            state.setdefault(int(place), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def complete(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from PIL import Image
 from torch import Tensor
 
 from regard.errors import DataError, RegardError
@@ -25,14 +24,6 @@ from regard.vlm.interleaved import IMAGE, UNLEARNED, Interleaved, interleaved, w
 from regard.vlm.together import asked_together, seen_together
 
 _ASKED = 4096  # questions that are kept encoded
-
-
-class Prepares(Protocol):
-    """An eye that learns: a module whose `forward` gives the tokens of what `prepare` makes of images."""
-
-    def prepare(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Arguments of `forward`, on the CPU, of the images in order."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

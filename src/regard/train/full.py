@@ -2,19 +2,18 @@
 
 LoRA (arXiv 2106.09685) is peft's. The eye stays frozen, and what it sees is computed once, unless it is to learn too:
 then it must be a module whose `forward` gives the tokens of what its `prepare` makes of images, and looks anew at each.
+The loop is that of `regard.train.bridge`; another set of parts learns.
 """
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from regard.errors import ModelError
-from regard.train.bridge import CACHE, MODEL, Trained, begun
-from regard.train.guards import Flow, check_frozen, fingerprint, freeze_all_but, gates, parts_of
-from regard.train.learner import Learner, shared, validated
+from regard.train.bridge import CACHE, Trained, begun, by_answers
+from regard.train.guards import fingerprint, freeze_all_but, parts_of
 from regard.train.rows import Source
 from regard.train.run import Run, Tell, feeds, silent, team_of
 from regard.train.saving import locked
@@ -71,30 +70,7 @@ def train(
         decides = {"paradigm": "full", "frozen": before, "held": held_feed and held_feed.rows.digest}
         begun(vlm, feed)
         run = Run(folder, recipe, team, learned, feed, {**decides, "lora": lora and asdict(lora)}, tell)
-        learner = Learner(vlm, recipe)
-        model, flow = shared(learner, team), Flow(parts)
-        for step in run.steps():
-            batches = [feed.batch(places).to(team.device) for places in run.rows(step)]
-            (total,) = run.summed(sum(batch.learned for batch in batches))
-            budget, sums = run.budget(step), list(torch.zeros(2, device=team.device))
-            for number, batch in enumerate(batches, 1):
-                with run.sharing(model, number == len(batches)):
-                    loss, read = model(batch, budget)
-                    share = batch.learned / total  # of the step's loss, which is a mean over all tokens of answers
-                    (loss * share * team.num_processes).backward()
-                sums = [sums[0] + loss.detach() * share, sums[1] + read]
-            loss, read, images = run.summed(*sums, sum(batch.images for batch in batches))
-            lengths = run.stepped(step, loss, flow)
-            watched = {f"gradient_{name}": length for name, length in lengths.items()} | gates(vlm)
-            run.note(step, loss, read, images, **watched, **({} if budget is None else {"budget": budget}))
-            if run.due(step):
-                run.keep(step, validated(learner, held_feed, run))
-        check_frozen(before, parts)
-        metrics = run.finish(paradigm="full", frozen_unchanged=True)
-        if team.is_main_process:
-            vlm.eval().save_pretrained(folder / MODEL)
-        team.wait_for_everyone()
-    return Trained(vlm, metrics)
+        return by_answers(vlm, run, held_feed, parts, before)
 
 
 def adapt(vlm: VLM, lora: Lora) -> None:

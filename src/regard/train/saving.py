@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regard.errors import DataError, ModelError
 from regard.files import write_whole
+from regard.train.checkpoint import optimizer_tensors, read, restore_optimizer
 
 LAST, BEST = "last.safetensors", "best.safetensors"  # in a run's folder
 FORMAT = "regard-vlm-run-1"
@@ -41,8 +42,7 @@ class Saved:
         """Write it with all weights that learn, all or nothing. Raises DataError where the disk does not allow it."""
         tensors = {f"weights.{key}": value.detach() for key, value in flat(learned).items()}
         if optimizer is not None:
-            for place, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{place}.{name}": value for name, value in state.items()}
+            tensors |= optimizer_tensors(optimizer)
         about = {"decides": self.decides, "step": self.step, "best": self.best, "history": self.history}
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -89,18 +89,10 @@ def found(folder: Path, decides: dict[str, Any]) -> Saved:
 
 def load(path: Path) -> tuple[Saved, dict[str, Tensor]]:
     """What `Saved.write` wrote, and its tensors. Raises DataError where it is cut short, or something else."""
-    if not path.is_file():
-        raise DataError(f"there is no checkpoint {str(path)!r}: give the folder of a run")
+    run, tensors = read(path, FORMAT)
     try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            if about.get("format") != FORMAT:
-                raise DataError(f"{str(path)!r} is not a checkpoint ({FORMAT}) of a vision-language model's training")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return Saved(**json.loads(about["run"])), tensors
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
+        return Saved(**run), tensors
+    except TypeError as error:
         raise DataError(f"the checkpoint {str(path)!r} cannot be read, it may be cut short: {error}") from error
 
 
@@ -120,12 +112,7 @@ def restore(path: Path, learned: Learned, optimizer: Optimizer | None = None) ->
     for name, value in theirs.items():
         mine[name].copy_(value)
     if optimizer is not None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, place, key = name.split(".")
-                state.setdefault(int(place), {})[key] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        restore_optimizer(optimizer, tensors)
 
 
 def flat(learned: Learned) -> dict[str, nn.Parameter]:
