@@ -38,7 +38,7 @@ class Run(NamedTuple):
     about: dict[str, Any]
 
 
-def main(runs: Path, rounds: int = 9) -> None:
+def main(runs: Path, rounds: int = 9, add: bool = False) -> None:
     """Read every finished run of the cascade in a folder of runs, and write results/cascade.json."""
     made, found = provenance(), defaultdict(list)
     for folder in sorted(runs.glob("*")):
@@ -58,7 +58,7 @@ def main(runs: Path, rounds: int = 9) -> None:
     if not rows:
         line = f"regard train cascade --out {runs}/NAME, and one more with --stages 1"
         raise DataError(f"{str(runs)!r} holds no finished cascade and what it is compared with: run {line}")
-    publish("cascade", f"regard bench cascade --runs {runs}", rows, made, notes=notes, tables=tables)
+    publish("cascade", f"regard bench cascade --runs {runs}", rows, made, notes=notes, tables=tables, add=add)
 
 
 def opened(folder: Path, state: Checkpoint, runs: Path) -> Run:

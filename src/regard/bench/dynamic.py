@@ -23,7 +23,7 @@ POINTS, SHARE, FOLLOWS = "<= 0.5", "<= 0.63", "<= 1.15"
 SINGLES = 8  # images that are read one by one
 
 
-def main(runs: Path, rounds: int = 15) -> None:
+def main(runs: Path, rounds: int = 15, add: bool = False) -> None:
     """Read the finished runs of a folder, measure, and write results/dynamic.json."""
     made = provenance()
     found = {
@@ -42,7 +42,8 @@ def main(runs: Path, rounds: int = 15) -> None:
     for name, others in groups.items():
         rows += _group(runs, name, others, found, rounds)
         notes |= {one: {**found[one].arguments, **found[one].settings} for one in (name, *others)}
-    publish("dynamic", f"regard bench dynamic --runs {runs}", [*rows, *sized(rounds)], made, notes=notes)
+    line = f"regard bench dynamic --runs {runs}"
+    publish("dynamic", line, [*rows, *sized(rounds)], made, notes=notes, add=add)
 
 
 def _group(runs: Path, name: str, others: list[str], found: dict[str, Checkpoint], rounds: int) -> list[Row]:

@@ -57,12 +57,14 @@ def publish(
     notes: dict | None = None,
     tables: dict[str, dict[str, Any]] | None = None,
     write: bool = True,
+    add: bool = False,
 ) -> None:
     """Print the rows as a table and as one line of JSON, and write them to results/NAME.json.
 
     tables: by name, each of columns and rows of text, for documents. write: False for a run that shows a part only.
+    add: what the file holds already stays beside them, rows with the day and commit that made them.
     """
-    data = {
+    data: dict[str, Any] = {
         "name": name,
         "command": command,
         **made,
@@ -71,13 +73,25 @@ def publish(
         "notes": notes or {},
         **({"tables": tables} if tables else {}),
     }
+    path = Path("results") / f"{name}.json"
+    if add and path.exists():
+        data = added(data, json.loads(path.read_text()))
     grid = Table("what", "figure", "unit", "target", "met", title=command, title_justify="left")
     for row in rows:
         grid.add_row(row.name, f"{row.value:.4g}", row.unit, row.target, {None: "", True: "yes", False: "NO"}[row.met])
     Console(width=130).print(grid)
     if write:
-        write_whole(Path("results") / f"{name}.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+        write_whole(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     Console().out(json.dumps({key: value for key, value in data.items() if key != "tables"}, ensure_ascii=False))
+
+
+def added(data: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """A file's new content, and of what it held before all that the new one has not: rows, notes and tables."""
+    new = {row["name"] for row in data["rows"]}
+    made = {"made": {key: before[key] for key in ("date", "commit")}}
+    older = [made | row for row in before["rows"] if row["name"] not in new]
+    parts = {part: before.get(part, {}) | data.get(part, {}) for part in ("notes", "tables")}
+    return data | {"rows": [*data["rows"], *older]} | {part: value for part, value in parts.items() if value}
 
 
 def medians(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

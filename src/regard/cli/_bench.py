@@ -9,6 +9,9 @@ from regard.cli._shared import Progress, UsageError, hush, names_in
 
 bench = typer.Typer(no_args_is_help=True, help="Measure: writes results/ in the current folder.")
 QUICK = (0.1,)
+Add = Annotated[
+    bool, typer.Option("--add", help="Keep what results/ holds of other runs, with the commit that made it.")
+]
 
 
 @bench.callback()
@@ -66,12 +69,13 @@ def allocators(
 @bench.command()
 def ram(
     runs: Annotated[Path, typer.Option(help="Folder of folders that regard train ram wrote.")] = Path("runs"),
+    add: Add = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """RAM beside its paper's tables, and what its glimpses cost."""
     from regard.bench.recurrent import main
 
-    main(runs)
+    main(runs, add)
 
 
 @bench.command()
@@ -80,6 +84,7 @@ def dynamic(
         "runs"
     ),
     rounds: Annotated[int, typer.Option(help="Of each timing.")] = 15,
+    add: Add = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """DynamicViT, A-ViT and EViT beside the transformer they were made of."""
@@ -87,7 +92,7 @@ def dynamic(
         raise UsageError(f"--rounds must be at least 1, got {rounds}")
     from regard.bench.dynamic import main
 
-    main(runs, rounds)
+    main(runs, rounds, add)
 
 
 @bench.command()
@@ -110,6 +115,7 @@ def foveated(
 def cascade(
     runs: Annotated[Path, typer.Option(help="Folder of folders that regard train cascade wrote.")] = Path("runs"),
     rounds: Annotated[int, typer.Option(help="Of each timing.")] = 9,
+    add: Add = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """The cascade beside reading everything at the finest resolution."""
@@ -117,7 +123,7 @@ def cascade(
         raise UsageError(f"--rounds must be at least 1, got {rounds}")
     from regard.bench.cascade import main
 
-    main(runs, rounds)
+    main(runs, rounds, add)
 
 
 @bench.command()
