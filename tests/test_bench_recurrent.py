@@ -20,7 +20,7 @@ def published(monkeypatch):
     found = {}
     monkeypatch.setattr(bench, "data", lambda name: toy())
     monkeypatch.setattr(bench, "costs", list)
-    monkeypatch.setattr(bench, "publish", lambda name, line, rows, made, notes, add: found.update({r.name: r for r in rows}))
+    monkeypatch.setattr(bench, "publish", lambda name, line, rows, *_, **__: found.update({r.name: r for r in rows}))
     return found
 
 
