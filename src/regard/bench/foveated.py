@@ -153,13 +153,19 @@ def _search(models: dict[str, Looker], given: Data | None) -> list[Row]:
             Row(f"search, {title}: tokens", figures["tokens"], "tokens"),
             Row(f"search, {title}: cost", figures["macs"] / 1e6, "M MACs"),
         ]
+    return [*rows, *against(found), *_seconds(models, given)]
+
+
+def against(found: dict[str, dict[str, float]]) -> list[Row]:
+    """What each loses to its twin that reads everything, and its share of that one's tokens."""
+    rows = []
     for whole, short, most in AGAINST:
         if whole in found and short in found:
             lost = found[whole]["right"] - found[short]["right"]
             rows.append(Row(f"search, {whole} less {short}", lost, "points", f"<= {most}"))
             share = found[short]["tokens"] / found[whole]["tokens"]
             rows.append(Row(f"search, {short}: tokens of {whole}", share, "share", "<= 0.1"))
-    return [*rows, *_seconds(models, given)]
+    return rows
 
 
 def _seconds(models: dict[str, Looker], given: Data) -> list[Row]:
