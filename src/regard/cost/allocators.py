@@ -1,0 +1,78 @@
+"""What deciding costs: the products of matrices of each allocator of `regard.allocate`, for N tokens, K of them kept.
+
+tokens: N. budget: K. width: of features, keys and the question's space. words: of the question. Sorting, sums and
+comparisons are no multiply-accumulates; an allocator without products costs none. Applying an allocation multiplies
+no matrices: selecting gathers, merging scatters, and only PruMerge's dense rows are a product, (K, N) x (N, D).
+"""
+
+from collections.abc import Callable
+from math import ceil, isqrt
+
+Deciding = Callable[[int, int, int, int], int]
+
+
+def nothing(tokens: int, budget: int, width: int, words: int) -> int:
+    """Ranks what is given, or draws."""
+    return 0
+
+
+def divprune(tokens: int, budget: int, width: int, words: int) -> int:
+    """Every pair's cosine. (On a CPU more than 1024 tokens are compared once, not twice: 0.6 of it.)"""
+    return tokens**2 * width
+
+
+def cdpruner(tokens: int, budget: int, width: int, words: int) -> int:
+    """The kernel, and a column of its Cholesky factor for each token kept. (Of more than 1024 tokens those rows of the
+    kernel alone that the choice asks for.)
+    """
+    return tokens**2 * width + tokens * budget * (budget - 1) // 2
+
+
+def visionzip(tokens: int, budget: int, width: int, words: int, dominant: float = 54 / 64) -> int:
+    """Keys with those of the contextual tokens."""
+    return tokens * (budget - round(budget * dominant)) * width
+
+
+def prumerge(tokens: int, budget: int, width: int, words: int) -> int:
+    """Keys of the kept with all."""
+    return (budget - 1) * tokens * width
+
+
+def holov(tokens: int, budget: int, width: int, words: int, crops: int = 16) -> int:
+    """Cosines within each crop, padded to the largest."""
+    return crops * ceil(tokens / crops) ** 2 * width
+
+
+def tome(tokens: int, budget: int, width: int, words: int) -> int:
+    """Keys at even places with those at odd ones, in as many rounds as it takes."""
+    left, total = tokens, 0
+    while left > budget:
+        total += (left - left // 2) * (left // 2) * width
+        left -= min(left - budget, left // 2)
+    return total
+
+
+def relevance(tokens: int, budget: int, width: int, words: int) -> int:
+    """Content with each word of the question and the mean of the reference questions, and two blurs of a square grid of
+    features, with their weights.
+    """
+    side = isqrt(tokens)
+    return tokens * (words + 1) * width + 2 * 2 * side**3 * (width + 1)
+
+
+DECIDING: dict[str, Deciding] = {
+    "cdpruner": cdpruner,
+    "divprune": divprune,
+    "fastervlm": nothing,
+    "fovea": nothing,
+    "grid": nothing,
+    "holov": holov,
+    "pool": nothing,
+    "prumerge": prumerge,
+    "random": nothing,
+    "relevance": relevance,
+    "tome": tome,
+    "top": nothing,
+    "visionzip": visionzip,
+    "vispruner": divprune,
+}
