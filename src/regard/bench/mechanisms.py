@@ -73,8 +73,7 @@ def asking(
             for side in sights.sides():
                 for start in range(0, len(side), AT_ONCE):
                     batch = sights.batch(side[start : start + AT_ONCE])
-                    with torch.autocast("cpu", torch.bfloat16):
-                        right.append(taught(vlm, batch, budget)[1])
+                    right.append(taught(vlm, batch, budget)[1])
             found.right[name, budget] = torch.cat(right).numpy()
             told(f"{name}, {budget or 'all'} tokens: {found.rate(name, budget):.1f} % right")
     return found

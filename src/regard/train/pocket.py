@@ -90,8 +90,7 @@ def train(words: Iterable[str], scenes: Scenes, recipe: Recipe, folder: Path, te
         if name == "relevance":
             kept.groups = scenes.kept(places, budget)
         batch = scenes.batch(places)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss, right = taught(vlms[name], batch, budget)
+        loss, right = taught(vlms[name], batch, budget)
         return loss, right.double().mean() * len(index)
 
     about = Checkpoint("pocket", {"words": words}, settings(recipe), [])
