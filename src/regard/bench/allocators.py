@@ -151,14 +151,6 @@ def _count(budget: float, tokens: VisualTokens) -> int:
     return max(1, round(budget * tokens.features.shape[1]))
 
 
-def interval(differences: np.ndarray, seed: int = 0, draws: int = 10_000) -> tuple[float, float]:
-    """The bootstrap 95 % interval of the mean of paired differences, (scenes,)."""
-    rng = np.random.default_rng(seed)
-    means = differences[rng.integers(0, len(differences), (draws, len(differences)))].mean(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
-
-
 def mean_states(cells: Cells) -> dict[str, dict[str, float]]:
     """What each tension was driven to, by kind of scene."""
     states, kinds = np.array(cells.states), np.array(cells.kinds)
