@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from regard.allocation import Allocation, Attribution, TilePlan
+    from regard.doctor.capture import capture
     from regard.errors import BudgetError, DataError, ImageError, ModelError, RegardError, ShapeError
     from regard.images import load_image
     from regard.looking import look
@@ -36,6 +37,7 @@ _HOME = {
     "VLM": "vlm.compose",
     "VisualTokens": "tokens",
     "ask": "vlm.ask",
+    "capture": "doctor.capture",
     "inside": "vlm.inside",
     "load_image": "images",
     "look": "looking",
@@ -58,6 +60,7 @@ __all__ = [
     "TilePlan",
     "VisualTokens",
     "ask",
+    "capture",
     "inside",
     "load_image",
     "look",

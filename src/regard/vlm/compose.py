@@ -24,7 +24,7 @@ from regard.vlm import fusion as fusions
 from regard.vlm.bridges import Bridge, Bridged, bridged_together
 from regard.vlm.fusion import Fusion
 from regard.vlm.fusion.fusion import decoder_of, takes_positions, words_of
-from regard.vlm.interleaved import IMAGE, UNLEARNED, Interleaved, Spliced, interleaved, spliced, without_images
+from regard.vlm.interleaved import IMAGE, UNLEARNED, Interleaved, Spliced, Splicer, interleaved, without_images
 from regard.vlm.parts import check_devices, described_eye, named_eye, named_language_model, named_tokenizer
 from regard.vlm.processors import checked_device
 from regard.vlm.together import asked_together, seen_together
@@ -84,6 +84,7 @@ class VLM(nn.Module):
         if fusion == "hybrid" and self.mechanism not in LEARNED:
             raise ModelError(f"hybrid fusion needs learned queries ({' or '.join(LEARNED)}), got {self.mechanism!r}")
         self.fusion = _fusion(fusion, language_model, fusion_arguments or {})
+        self.splice = Splicer()
         self.described = {
             "mechanism": _described(bridges.complete, mechanism, bridge_arguments),
             "fusion": _described(fusions.complete, fusion, fusion_arguments),
@@ -208,11 +209,11 @@ class VLM(nn.Module):
         if count != given:
             raise DataError(f"the prompts have {count} images and there are tokens of {given}: give one each")
         if bridged is None:
-            return None, _some(spliced(prompts, words)), None, None
+            return None, _some(self.splice(prompts, words)), None, None
         if self.fusion.in_prompt:
-            return bridged, _some(spliced(prompts, words, bridged.features, bridged.mask)), None, None
+            return bridged, _some(self.splice(prompts, words, bridged.features, bridged.mask)), None, None
         _check_ends(prompts)
-        return bridged, _some(spliced(prompts, words)), *_memory(prompts, bridged)
+        return bridged, _some(self.splice(prompts, words)), *_memory(prompts, bridged)
 
     def _bridged(
         self, tokens: VisualTokens | Sequence[VisualTokens], question: Question | None, budget: int | None

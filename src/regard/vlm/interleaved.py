@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from regard.errors import DataError
 
@@ -119,6 +119,15 @@ def spliced(
     seen = prompts.image.cumsum(dim=1).flatten()[source]
     real = torch.ones_like(image)
     return Spliced(put(rows, 0), put(real, False), put(image, False), put(labels, UNLEARNED), put(seen, 0))
+
+
+class Splicer(nn.Module):
+    """`spliced` as a module, so that who looks into a model can see what it reads. Has no parameters."""
+
+    def forward(
+        self, prompts: Interleaved, words: Tensor, features: Tensor | None = None, valid: Tensor | None = None
+    ) -> Spliced:
+        return spliced(prompts, words, features, valid)
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -115,7 +115,7 @@ def asked(
 
 def _text(vlm: Opened, prompt: Prompt, processor: Any) -> Bool[Tensor, "b l"]:
     """Where a prompt has words: no image, no padding, no special token that configuration or processor knows."""
-    special = _special(vlm.config) | _special(vlm.text)
+    special = special_ids(vlm.config) | special_ids(vlm.text)
     special |= set(getattr(getattr(processor, "tokenizer", processor), "all_special_ids", ()))
     known = torch.tensor(sorted(special), device=prompt.ids.device)
     return prompt.mask & ~prompt.image & ~torch.isin(prompt.ids, known)
@@ -168,7 +168,8 @@ def _embedded(vlm: Opened, ids: Tensor) -> Tensor:
         return F.normalize(vlm.model.get_input_embeddings()(ids).float(), dim=-1)  # pyright: ignore[reportCallIssue]
 
 
-def _special(config: Any) -> set[int]:
+def special_ids(config: Any) -> set[int]:
+    """The token ids that a configuration names: of images, padding, and the ends of a text."""
     found: set[int] = set()
     for name, value in vars(config).items():
         if name.endswith(("_token_id", "_token_index")):
