@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from regard import __version__
-from regard.cli import _train_foveated, _train_pocket, _train_vit, _train_vlm  # noqa: F401
+from regard.cli import _bench_matrix, _train_foveated, _train_pocket, _train_vit, _train_vlm  # noqa: F401
 from regard.cli._ask import ask
 from regard.cli._bench import bench
 from regard.cli._calibrate import calibrate
