@@ -112,6 +112,17 @@ def test_a_run_goes_on_as_it_would_have(tmp_path):
         assert torch.equal(one, other), name
 
 
+def test_a_run_is_of_its_scenes_alone(tmp_path):
+    data = sights()
+    train(WORDS, data, Recipe(1, batch=4), tmp_path)
+    told = data.scenes[0]._replace(answers=["no", "no"])
+    seen = data.scenes[0]._replace(features=data.scenes[0].features + 1)
+    for scene in (told, seen):
+        other = Sights((scene, *data.scenes[1:]), data.reference, data.decided)
+        with pytest.raises(DataError, match="holds a run with scenes"):
+            train(WORDS, other, Recipe(1, batch=4), tmp_path)
+
+
 def test_kept_decisions_are_those_of_the_allocator():
     batch, kept = sights().batch([(0, 0)]), Kept()
     allocation = load("pool").allocate(batch.tokens, batch.question, 9)

@@ -26,7 +26,7 @@ from regard.train.loop import Recipe, Tell
 from regard.train.pocket import train
 from regard.vlm.pocket import FOLDER, Pocket, pocket
 
-SCENES = {"train": 6000, "val": 400, "test": 1000, "new": 400}
+SCENES = {"train": 2500, "val": 400, "test": 600, "new": 300}
 _FITTED = range(100_000, 100_160)  # scenes of training, far behind those that are learned from
 
 
@@ -42,7 +42,7 @@ def fit_eye() -> None:
 
 
 def scenes(folder: Path, *splits: str, told: Told = print) -> dict[str, Sights]:
-    """The splits, encoded where the folder has them not: about an hour of two cores for all."""
+    """The splits, encoded where the folder has them not: about half an hour of two cores for all."""
     eye = PocketEye()
     return {split: seen(eye, split, SCENES[split], folder, told) for split in splits}
 

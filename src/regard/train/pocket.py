@@ -52,6 +52,10 @@ class Scenes(Protocol):
 
     def batch(self, places: Sequence[tuple[int, int]]) -> Batch: ...
 
+    def digest(self) -> str:
+        """Of all that is learned from."""
+        ...
+
     def kept(self, places: Sequence[tuple[int, int]], budget: int) -> Tensor:
         """The groups (B, N) that `relevance` makes of these, as of `Allocation.merge`."""
         ...
@@ -93,7 +97,7 @@ def train(words: Iterable[str], scenes: Scenes, recipe: Recipe, folder: Path, te
         loss, right = taught(vlms[name], batch, budget)
         return loss, right.double().mean() * len(index)
 
-    about = Checkpoint("pocket", {"words": words}, settings(recipe), [])
+    about = Checkpoint("pocket", {"words": words}, settings(recipe, scenes=scenes.digest()), [])
     fit(model, step, sum(map(len, sides)), recipe, folder, about, tell)
     return model
 

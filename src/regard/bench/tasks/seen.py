@@ -103,6 +103,16 @@ class Sights:
         at = BUDGETS.index(budget)
         return torch.stack([self.decided[scene][turn, at] for scene, turn in places]).long()
 
+    def digest(self) -> str:
+        """Of all that can be learned from: questions, answers and what the eye saw."""
+        whole = hashlib.sha256()
+        for scene in self.scenes:
+            whole.update(json.dumps([scene.side, scene.asks, scene.answers]).encode())
+            whole.update(scene.features.numpy().tobytes())
+        for groups in self.decided:
+            whole.update(groups.numpy().tobytes())
+        return whole.hexdigest()[:16]
+
 
 _PARTS = ("features", "aligned", "questions", "covered")
 _FIELDS = {"kinds": "kind", "asks": "question", "answers": "answer"}  # of a scene, and of its pairs
