@@ -1,14 +1,13 @@
 """The analytic cost model, pure Python: what a layer, a mechanism, an allocator or a model costs, without building it.
 
-    of("llava_1.5_7b", tokens=128)["prefill_tflops"]
-    Answer of any name in `names()`: parameters, MACs, FLOPs, memory, KV cache, tokens
-    regard.cost.layers, .vit, .swin ...: functions and dataclasses for sizes of one's own, each a `Cost`
+of("llava_1.5_7b", tokens=128)["prefill_tflops"]
+Answer of any name in `names()`: parameters, MACs, FLOPs, memory, KV cache, tokens
+regard.cost.layers, .vit, .swin ...: functions and dataclasses for sizes of one's own, each a `Cost`
 """
 
-from difflib import get_close_matches
-
-from regard.cost.asked import CONVENTIONS, Answer, Asked, Convention
+from regard.cost.asked import CONVENTIONS, Answer, Asked, Convention, Named
 from regard.cost.counted import Cost
+from regard.cost.models import GROUPS, found, table
 from regard.errors import BudgetError, ModelError, ShapeError
 
 __all__ = ["CONVENTIONS", "Answer", "Cost", "names", "of"]
@@ -16,9 +15,7 @@ __all__ = ["CONVENTIONS", "Answer", "Cost", "names", "of"]
 
 def names() -> dict[str, tuple[str, ...]]:
     """All names, by group."""
-    from regard.cost.models import groups
-
-    return {group: tuple(found) for group, found in groups().items()}
+    return {group: tuple(table(group)) for group in GROUPS}
 
 
 def of(
@@ -40,7 +37,7 @@ def of(
     Raises ModelError for a name that is not known or an option that it does not have, ShapeError for a resolution that
     it cannot read, BudgetError for more tokens than there are.
     """
-    found = _found(name)
+    known = _found(name)
     for what, value in {"batch": batch, "resolution": resolution, "tokens": tokens, "text": text}.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             kind = BudgetError if what == "tokens" else ShapeError
@@ -49,24 +46,24 @@ def of(
         raise ModelError(f"no convention is named {convention!r}: there are {', '.join(CONVENTIONS)}")
     options = {"resolution": resolution, "tokens": tokens, "text": text, "layer": layer}
     asked = {what for what, value in options.items() if value is not None} | ({convention} & {"divprune"})
-    for what in sorted(asked - found.applies):
-        takes = ", ".join(sorted({*options, "divprune"} & found.applies)) or "none but batch"
+    for what in sorted(asked - known.applies):
+        takes = ", ".join(sorted({*options, "divprune"} & known.applies)) or "none but batch"
         raise ModelError(f"{what} does not apply to {name}: of these options it takes {takes}")
-    facts = found.facts(Asked(resolution, batch, tokens, text, layer, convention))
+    facts = known.facts(Asked(resolution, batch, tokens, text, layer, convention))
     facts.values["batch"], facts.units["batch"] = batch, "images or prompts"
     facts.notes.insert(0, f"{convention}: {CONVENTIONS[convention]}; memory in half precision, attention fused")
     return Answer(name, facts.values, facts.units, tuple(facts.notes))
 
 
-def _found(name: str):
-    from regard.cost.models import groups
+def _found(name: str) -> Named:
+    known = found(name)
+    if known is not None:
+        return known
+    from difflib import get_close_matches
 
-    every = {each: one for group in groups().values() for each, one in group.items()}
-    if name in every:
-        return every[name]
-    lower = {each.lower(): each for each in every}
-    if name.lower() in lower:
-        return every[lower[name.lower()]]
-    near = [lower[one] for one in get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
+    every = {each.lower(): each for group in names().values() for each in group}
+    if name.lower() in every:
+        return _found(every[name.lower()])
+    near = [every[one] for one in get_close_matches(name.lower(), every, n=3, cutoff=0.5)]
     hint = f"did you mean {', '.join(near)}?" if near else "regard cost lists all"
     raise ModelError(f"no model, mechanism, allocator or layer is named {name!r}: {hint}")

@@ -53,11 +53,11 @@ def tome(tokens: int, budget: int, width: int, words: int) -> int:
 
 
 def relevance(tokens: int, budget: int, width: int, words: int) -> int:
-    """Content with each word of the question and the mean of the reference questions, and two blurs of a square grid of
-    features, with their weights.
+    """Content with each word of the question and the mean of the reference questions, features with their eight
+    neighbours, and blurs of a square grid by two products each: two of features and three of one channel.
     """
     side = isqrt(tokens)
-    return tokens * (words + 1) * width + 2 * 2 * side**3 * (width + 1)
+    return tokens * (words + 1 + 8) * width + 2 * side**3 * (2 * width + 3)
 
 
 DECIDING: dict[str, Deciding] = {

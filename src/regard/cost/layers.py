@@ -1,4 +1,4 @@
-"""Layers of `regard.attention` that read tokens: the names are those of the classes, the sizes those of their arguments.
+"""Layers of `regard.attention` that read tokens, named as their classes, with sizes named as their arguments.
 
 Of n tokens of one image or text. Layers on grids stand in `swin.py`, `convnext.py` and `pervit.py`, those of linear and
 sparse cost in `linear.py` and `sparse.py`, whole stacks of queries in `qformer.py` and `perceiver.py`.

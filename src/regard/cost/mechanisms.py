@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from math import log2
 
 from regard.cost.counted import Cost, total
+from regard.cost.gaze import GazeTokens
 from regard.cost.layers import mlp, self_attention, transformer_block
-from regard.cost.parts import activation, attention, convolution, linear, norm, of_pixels, parameters
+from regard.cost.parts import activation, attention, convolution, linear, norm, of_data, parameters
 from regard.cost.pervit import convolutional_stem
 
 
@@ -47,13 +48,14 @@ class RAM:
     def cost(self, side: int) -> Cost:
         """The same for every side."""
         half, wide = self.hidden // 2, self.hidden
-        seen = of_pixels(linear(1, self.scales * self.channels * self.glimpse**2, half))
+        seen = of_data(linear(1, self.scales * self.channels * self.glimpse**2, half))
         seen += activation(1, half) + linear(1, half, wide)
-        seen += of_pixels(linear(1, 2, half)) + activation(1, half) + linear(1, half, wide) + activation(1, wide)
+        seen += of_data(linear(1, 2, half)) + activation(1, half) + linear(1, half, wide) + activation(1, wide)
         core = linear(1, wide, 4 * wide) * 2 if self.lstm else linear(1, 2 * wide, wide) + activation(1, wide)
-        policy = linear(1, wide, 2) + linear(1, wide, 1)
-        known = (seen + core).again(self.glimpses) + policy.again(self.glimpses - 1)
-        return known + linear(1, wide, self.classes)
+        known = (seen + core).again(self.glimpses)
+        known += Cost(backward=-4 * wide * wide * self.lstm)  # what is known before the first glimpse is constant
+        policy = of_data(linear(1, wide, 2) + linear(1, wide, 1))
+        return known + policy.again(self.glimpses - 1) + linear(1, wide, self.classes)
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,8 @@ class Gaze:
 
     @property
     def count(self) -> int:
-        """Tokens about a gaze: a level does not read again what the finer one covers."""
-        covered = [0, *(s * g // c for (s, g), c in zip(zip(self.strides, self.grids, strict=True), self.strides[1:]))]
-        return sum(grid**2 - inner**2 for grid, inner in zip(self.grids, covered, strict=True))
-
-    @property
-    def uniform(self) -> int:
-        """Tokens of the finest stride that would read as much."""
-        return (self.strides[-1] * self.grids[-1] // self.strides[0]) ** 2
+        """Tokens about a gaze."""
+        return GazeTokens(self.strides, self.grids).count
 
     def tokens(self, side: int) -> int:
         """The same for every side."""
@@ -96,7 +92,7 @@ class Gaze:
         return self._glance() + self._read()
 
     def _read(self) -> Cost:
-        embed = of_pixels(linear(self.count, self.channels * self.token**2, self.dim))
+        embed = of_data(linear(self.count, self.channels * self.token**2, self.dim))
         slots = parameters(self.count * self.dim)
         return embed + slots + class_reader(self.count, self.dim, self.depth, self.heads, self.classes)
 
@@ -108,7 +104,7 @@ class Gaze:
             for into, stride in ((width, 2), (out, 1))[: 1 + (turn >= halvings - 2)]:
                 before, side = side**2, side // stride
                 layer = convolution(side**2, into, out, 3, bias=False, before=before)
-                parts += [layer if parts else of_pixels(layer), norm(side**2, out), activation(side**2, out)]
+                parts += [layer if parts else of_data(layer), norm(side**2, out), activation(side**2, out)]
             width = out
         return total(parts) + convolution(64, width, 3, 1)
 
@@ -191,11 +187,11 @@ class Cascade:
         """Of all stages."""
         lengths, keep = self._lengths(side)
         into, seen = self.channels * self.patch**2, self._stage(lengths[0], self.stages > 1)
-        parts = [of_pixels(linear(lengths[0], into, self.width)), seen]
+        parts = [of_data(linear(lengths[0], into, self.width)), seen]
         for place, count in enumerate(keep):
             reused = norm(count, self.width) + mlp(count, self.width, self.expand * self.width)
             stage = self._stage(lengths[place + 1], place + 2 < self.stages)
-            alike = [of_pixels(linear(4 * count, into, self.width)), stage, *([reused] if place else [])]
+            alike = [of_data(linear(4 * count, into, self.width)), stage, *([reused] if place else [])]
             parts += [Cost(-one.params) + one for one in alike] + ([] if place else [reused])
         grid = side // self.patch
         return total(parts) + parameters((grid**2 + self.stages) * self.width)
@@ -205,4 +201,4 @@ class Cascade:
         block = norm(n, wide) + self_attention(n, wide, self.heads) + norm(n, wide) + mlp(n, wide, self.expand * wide)
         rows = n * wide * (self.depth - self.first) if salient else 0
         cost = parameters(wide) + block.beside(n * wide) * self.depth + norm(n, wide) + linear(1, wide, self.classes)
-        return cost + Cost(macs=rows, backward=2 * rows)
+        return cost + Cost(macs=rows)

@@ -1,13 +1,13 @@
 """What layers are made of: products, norms, activations, each with its cost for so many rows (tokens).
 
-Norms, activations, softmax, additions and rotations have memory here, and no multiply-accumulates: profilers count none.
+Norms, activations, softmax, additions and rotations have memory here and no multiply-accumulates, as in profilers.
 """
 
 from regard.cost.counted import Cost
 
 
 def linear(rows: int, into: int, out: int, bias: bool = True) -> Cost:
-    """x W + b of (rows, into)."""
+    """X W + b of (rows, into)."""
     macs = rows * into * out
     return Cost(into * out + bias * out, macs, 2 * macs, rows * into, rows * (into + out))
 
@@ -54,11 +54,11 @@ def convolution(
     return Cost(weights + bias * out, macs, 2 * macs, before * into, before * into + cells * out)
 
 
-def of_pixels(layer: Cost) -> Cost:
-    """A layer that reads pixels: only its parameters have gradients."""
+def of_data(layer: Cost) -> Cost:
+    """A layer whose input needs no gradient, as pixels do not: only its parameters have one."""
     return Cost(layer.params, layer.macs, layer.backward // 2, layer.saved, layer.peak)
 
 
 def patches(cells: int, channels: int, dim: int, patch: int, bias: bool = True) -> Cost:
     """The embedding of patches of pixels."""
-    return of_pixels(convolution(cells, channels, dim, patch, bias=bias, before=cells * patch**2))
+    return of_data(convolution(cells, channels, dim, patch, bias=bias, before=cells * patch**2))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from regard.cost.counted import Cost, total
-from regard.cost.parts import activation, attention, convolution, linear, norm, of_pixels
+from regard.cost.parts import activation, attention, convolution, linear, norm, of_data
 
 CHANNELS = 4  # of distances, for each head
 
@@ -37,7 +37,7 @@ def convolutional_stem(side: int, widths: tuple[int, ...], bias: bool) -> Cost:
     for place, (into, out) in enumerate(pairwise(widths)):
         before, side = side**2, -(-side // 2)
         layer = convolution(side**2, into, out, 3, bias=bias, before=before)
-        parts += [layer if place else of_pixels(layer), norm(side**2, out), activation(side**2, out)]
+        parts += [layer if place else of_data(layer), norm(side**2, out), activation(side**2, out)]
     return total(parts)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from regard.cost.asked import BYTES, Asked, Facts
 from regard.cost.counted import Cost
-from regard.cost.language import LanguageModel, spread
+from regard.cost.language import LanguageModel, pyramid, spread
 from regard.cost.parts import activation, linear
 from regard.cost.vit import ViT
 from regard.errors import BudgetError, ShapeError
@@ -72,6 +72,8 @@ class LLaVA:
         facts.add("tokens", _mean([max(tokens) for tokens in read]), "tokens")
         facts.add("prefill_macs", batch * _mean([language.prefill_macs_of_layers(tokens) for tokens in read]), "G")
         facts.add("prefill_flops", 2 * batch * _mean([language.prefill_macs_of_layers(one) for one in read]), "G")
+        for how, macs in self._pruned(pairs).items():
+            facts.add(f"prefill_macs_{how}", batch * macs, "G")
         facts.add("decode_macs", batch * _mean([language.decode_macs_of_layers(tokens) for tokens in read]), "G")
         tower = self.vision.cost(self.vision.side).batch(self.tiles)
         projector = mlp_projector(round(visual), self.vision.dim, language.hidden)
@@ -82,10 +84,18 @@ class LLaVA:
         peak = max(tower.peak, max(language.peak(tokens) for tokens in read))
         facts.add("activation_bytes", BYTES * batch * peak, "bytes")
 
+    def _pruned(self, pairs: list[tuple[int, int]]) -> dict[str, float]:
+        """MACs with pruning inside the language model as published: FastV and PyramidDrop keep halves."""
+        depth, count = self.language.layers, self.language.prefill_macs_of_layers
+        fastv = [count(spread(v, t, depth, [(2, round(v / 2))])) for v, t in pairs]
+        dropped = [count(spread(v, t, depth, pyramid(v, depth))) for v, t in pairs]
+        return {"fastv": _mean(fastv), "pyramiddrop": _mean(dropped)}
+
 
 def _notes(facts: Facts, asked: Asked, prompts: int, model: LLaVA) -> None:
     exact = "FLOPs = 2 x MACs, three matrices, and the logits of the last token"
     said = exact if asked.convention == "exact" else "DivPrune's: MACs with a feed-forward of two matrices, no logits"
+    facts.notes.append("fastv: half the visual tokens from layer 2 on; pyramiddrop: half at 1/4, 1/2, 3/4 of the depth")
     facts.notes.append(f"prefill_tflops, with and without kept: {said}; prefill_macs and prefill_flops are exact")
     if prompts > 1:
         facts.notes.append(f"means over the {prompts} benchmarks of DivPrune's tflops.py; --text gives one prompt")

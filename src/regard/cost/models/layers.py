@@ -4,7 +4,9 @@ By the names of their classes. Any other sizes: the functions of `layers.py`, `l
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from regard.cost.asked import Asked, Facts, checked_side
 from regard.cost.convnext import convnext_block
 from regard.cost.counted import Cost
 from regard.cost.layers import (
@@ -23,6 +25,22 @@ from regard.cost.qformer import QFormer
 from regard.cost.sparse import block_sparse_attention, hybrid_block, sliding_window_attention, top_k_attention
 from regard.cost.swin import Swin, patch_merging, swin_block, window_attention
 from regard.cost.vit import ViT
+
+
+@dataclass(frozen=True)
+class Layer:
+    """At side x side tokens, as many as patches of 16 pixels make."""
+
+    cost: Callable[[int], Cost]
+
+    applies = frozenset({"resolution"})
+
+    def facts(self, asked: Asked) -> Facts:
+        side, facts = checked_side(asked.resolution, 224, 16, "as patches are of 16"), Facts()
+        facts.add_cost(self.cost(side // 16), asked.batch, (side // 16) ** 2)
+        facts.add("resolution", side, "pixels")
+        return facts
+
 
 DIM, HEADS, HIDDEN, TEXT = 768, 12, 3072, 64
 VISION = ViT(DIM, 12, HEADS, patch=16, out=0)
@@ -52,3 +70,4 @@ LAYERS: dict[str, Callable[[int], Cost]] = {
     "TopKAttention": lambda side: top_k_attention(side**2, DIM, HEADS, 32),
     "HybridBlock": lambda side: hybrid_block((side, side), DIM, HEADS, 7, HIDDEN),
 }
+MODELS = {name: Layer(cost) for name, cost in LAYERS.items()}
