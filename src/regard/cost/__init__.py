@@ -5,7 +5,7 @@ Answer of any name in `names()`: parameters, MACs, FLOPs, memory, KV cache, toke
 regard.cost.layers, .vit, .swin ...: functions and dataclasses for sizes of one's own, each a `Cost`
 """
 
-from regard.cost.asked import CONVENTIONS, Answer, Asked, Convention, Named
+from regard.cost.asked import CONVENTIONS, Answer, Asked, Convention
 from regard.cost.counted import Cost
 from regard.cost.models import GROUPS, found, table
 from regard.errors import BudgetError, ModelError, ShapeError
@@ -37,7 +37,9 @@ def of(
     Raises ModelError for a name that is not known or an option that it does not have, ShapeError for a resolution that
     it cannot read, BudgetError for more tokens than there are.
     """
-    known = _found(name)
+    name = _known(name)
+    known = found(name)
+    assert known is not None
     for what, value in {"batch": batch, "resolution": resolution, "tokens": tokens, "text": text}.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             kind = BudgetError if what == "tokens" else ShapeError
@@ -55,15 +57,15 @@ def of(
     return Answer(name, facts.values, facts.units, tuple(facts.notes))
 
 
-def _found(name: str) -> Named:
-    known = found(name)
-    if known is not None:
-        return known
+def _known(name: str) -> str:
+    """The name in its own letters. Raises ModelError where there is none."""
+    if found(name) is not None:
+        return name
     from difflib import get_close_matches
 
     every = {each.lower(): each for group in names().values() for each in group}
     if name.lower() in every:
-        return _found(every[name.lower()])
+        return every[name.lower()]
     near = [every[one] for one in get_close_matches(name.lower(), every, n=3, cutoff=0.5)]
     hint = f"did you mean {', '.join(near)}?" if near else "regard cost lists all"
     raise ModelError(f"no model, mechanism, allocator or layer is named {name!r}: {hint}")

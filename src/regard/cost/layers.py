@@ -10,23 +10,29 @@ from regard.cost.parts import activation, attention, linear, norm, parameters
 
 def self_attention(n: int, dim: int, heads: int, bias: bool = True) -> Cost:
     """MultiHeadAttention: 4 n d^2 + 2 n^2 d."""
-    return linear(n, dim, 3 * dim, bias) + attention(n, n, heads, dim // heads) + linear(n, dim, dim)
+    read = attention(n, n, heads, dim // heads) + linear(n, dim, dim).beside(3 * n * dim)
+    return linear(n, dim, 3 * dim, bias) + read.beside(n * dim)
 
 
 def mlp(n: int, dim: int, hidden: int, gated: bool = False, bias: bool = True) -> Cost:
     """Widen, activate, narrow; gated (SwiGLU): the wide one is two."""
     wide = linear(n, dim, (1 + gated) * hidden, bias)
-    return wide + activation(n, (3 if gated else 1) * hidden) + linear(n, hidden, dim, bias)
+    active = Cost(saved=3 * n * hidden, peak=4 * n * hidden) if gated else activation(n, hidden)
+    return wide + active + linear(n, hidden, dim, bias)
 
 
 def transformer_block(
     n: int, dim: int, heads: int, hidden: int, bias: bool = True, layer_scale: bool = False, gated: bool = False
 ) -> Cost:
     """TransformerBlock, pre-norm. bias: of the joint projection of queries, keys and values."""
-    read = norm(n, dim) + self_attention(n, dim, heads, bias)
-    fed = norm(n, dim) + mlp(n, dim, hidden, gated)
     scales = Cost(2 * dim, saved=2 * n * dim) if layer_scale else Cost()
-    return (read + fed).beside(n * dim) + scales
+    return pre_norm(n, dim, self_attention(n, dim, heads, bias), mlp(n, dim, hidden, gated)) + scales
+
+
+def pre_norm(n: int, dim: int, attention: Cost, fed: Cost, bias: bool = True) -> Cost:
+    """X + attention(norm(x)), then y + fed(norm(y)). x waits for both, y for the second. bias: of the norms."""
+    normed = norm(n, dim, bias)
+    return (normed + attention).beside(n * dim) + (normed + fed).beside(2 * n * dim)
 
 
 def cross_attention(
@@ -49,17 +55,18 @@ def cross_attention(
     read = linear(queries, dim, qk_dim, bias) + linear(keys, context_dim or dim, wide, bias)
     if qk_norm:
         read += Cost(4 * head, saved=queries * qk_dim + keys * kv_heads * head)
-    read += attention(queries, keys, heads, head, value, kv_heads) + linear(queries, v_dim, dim, bias)
-    return read + Cost(cache=keys * wide)
+    held = queries * qk_dim + keys * wide
+    attended = attention(queries, keys, heads, head, value, kv_heads) + linear(queries, v_dim, dim, bias).beside(held)
+    return read + attended.beside(queries * dim + keys * (context_dim or dim)) + Cost(cache=keys * wide)
 
 
 def gated_cross_attention_block(
     text: int, keys: int, dim: int, heads: int, hidden: int, context_dim: int | None = None, qk_dim: int | None = None
 ) -> Cost:
     """GatedCrossAttentionBlock (Flamingo): two gates of one number each, no biases."""
-    read = norm(text, dim) + cross_attention(text, keys, dim, heads, context_dim, qk_dim, bias=False)
-    fed = norm(text, dim) + mlp(text, dim, hidden, bias=False)
-    return (read + fed).beside(text * dim) + Cost(2, saved=2 * text * dim)
+    read = cross_attention(text, keys, dim, heads, context_dim, qk_dim, bias=False)
+    fed = mlp(text, dim, hidden, bias=False)
+    return pre_norm(text, dim, read, fed) + Cost(2, saved=2 * text * dim)
 
 
 def visual_expert_block(visual: int, text: int, dim: int, heads: int, hidden: int) -> Cost:
@@ -67,23 +74,17 @@ def visual_expert_block(visual: int, text: int, dim: int, heads: int, hidden: in
     that of vision; one attention over all, counted whole though it is causal.
     """
     n = visual + text
-    both = norm(n, dim, bias=False) * 2 + attention(n, n, heads, dim // heads)
-    experts = (_expert(count, dim, hidden) for count in (visual, text))
-    return sum(experts, both).beside(n * dim) + Cost(cache=2 * n * dim)
+    fed = mlp(visual, dim, hidden, gated=True, bias=False) + mlp(text, dim, hidden, gated=True, bias=False)
+    return pre_norm(n, dim, visual_expert_attention(visual, text, dim, heads), fed, bias=False)
 
 
 def visual_expert_attention(visual: int, text: int, dim: int, heads: int) -> Cost:
-    """VisualExpertAttention alone."""
+    """VisualExpertAttention alone. What goes to one expert and comes back is copied."""
     n = visual + text
-    read = attention(n, n, heads, dim // heads)
-    for count in (visual, text):
-        read += linear(count, dim, 3 * dim, bias=False) + linear(count, dim, dim, bias=False)
-    return read + Cost(cache=2 * n * dim)
-
-
-def _expert(n: int, dim: int, hidden: int) -> Cost:
-    projected = linear(n, dim, 3 * dim, bias=False) + linear(n, dim, dim, bias=False)
-    return projected + mlp(n, dim, hidden, gated=True, bias=False)
+    into, out = (linear(visual, dim, wide, bias=False) + linear(text, dim, wide, bias=False) for wide in (3 * dim, dim))
+    copied = Cost(saved=n * dim)
+    attended = attention(n, n, heads, dim // heads) + copied + out.beside(4 * n * dim)
+    return into.beside(3 * n * dim) + attended.beside(n * dim) + Cost(cache=2 * n * dim)
 
 
 def perceiver_resampler(
@@ -101,6 +102,8 @@ def perceiver_resampler(
     """PerceiverResampler (Flamingo): n tokens to `latents`, which are keys too. rms, gated: Idefics2's."""
     read = norm(n, dim, not rms) + norm(latents, dim, not rms)
     read += cross_attention(latents, n + latents, dim, heads, qk_dim=qk_dim, kv_heads=kv_heads, bias=False)
+    read = read.beside(latents * dim + n * dim)
     fed = norm(latents, dim, not rms) + mlp(latents, dim, hidden, gated, bias=False)
-    blocks = (read + fed).beside(latents * dim) * depth
-    return parameters(latents * dim) + blocks + norm(latents, dim, not rms) + Cost(cache=-blocks.cache)
+    blocks = (read + fed.beside(2 * latents * dim + n * dim)) * depth
+    again = Cost(saved=-max(depth - 1, 0) * n * dim, cache=-blocks.cache)  # the same media are kept once
+    return parameters(latents * dim) + blocks + norm(latents, dim, not rms) + again

@@ -9,6 +9,7 @@ def linear_attention(n: int, dim: int, heads: int, causal: bool = False, bias: b
     head = dim // heads
     ends = linear(n, dim, 3 * dim, bias) + linear(n, dim, dim)
     state = Cost(cache=dim * head + dim)
+    ends += Cost(saved=3 * n * dim, peak=9 * n * dim)  # features of queries and keys, and what is divided
     if not causal:
         return ends + products(head, n, head, heads) + products(n, head, head + 1, heads) + state
     size = max(min(chunk, n), 1)

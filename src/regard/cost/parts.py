@@ -18,8 +18,8 @@ def parameters(count: int) -> Cost:
 
 
 def norm(rows: int, dim: int, bias: bool = True) -> Cost:
-    """LayerNorm, or without a bias RMSNorm."""
-    return Cost(dim + bias * dim, saved=rows * dim, peak=2 * rows * dim)
+    """LayerNorm, or without a bias RMSNorm, which keeps what it divides and what it multiplies."""
+    return Cost(dim + bias * dim, saved=(2 - bias) * rows * dim, peak=2 * rows * dim)
 
 
 def activation(rows: int, dim: int) -> Cost:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from regard.cost.counted import Cost
-from regard.cost.layers import cross_attention, mlp
+from regard.cost.layers import cross_attention, mlp, pre_norm
 from regard.cost.parts import linear, norm, parameters
 
 
@@ -29,9 +29,8 @@ def perceiver(
     """
     read = _read(inputs, dim, input_dim, latents, cross_heads or heads, cross_hidden or dim, cross_qk_dim, cross_v_dim)
     wide = hidden or dim
-    think = norm(latents, dim) + cross_attention(latents, latents, dim, heads, qk_dim=qk_dim, v_dim=dim)
-    think += norm(latents, dim) + mlp(latents, dim, wide)
-    think = think.beside(latents * dim)
+    thought = cross_attention(latents, latents, dim, heads, qk_dim=qk_dim, v_dim=dim)
+    think = pre_norm(latents, dim, thought, mlp(latents, dim, wide)).beside(2 * inputs * input_dim)
     reads = read + read.again(cross - 1) if cross > 1 else read
     cost = parameters(latents * dim) + reads + (think * layers).again(repeats)
     return cost + Cost(cache=-cost.cache)
@@ -49,7 +48,8 @@ def _read(
 ) -> Cost:
     read = norm(latents, dim) + norm(inputs, input_dim)
     read += cross_attention(latents, inputs, dim, heads, input_dim, qk_dim or input_dim, v_dim)
-    return (read + norm(latents, dim) + mlp(latents, dim, hidden)).beside(latents * dim + inputs * input_dim)
+    fed = norm(latents, dim) + mlp(latents, dim, hidden)
+    return read.beside(latents * dim + inputs * input_dim) + fed.beside(2 * latents * dim + 2 * inputs * input_dim)
 
 
 @dataclass(frozen=True)

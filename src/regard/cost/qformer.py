@@ -28,7 +28,9 @@ class QFormer:
         words = (self.vocabulary + self.positions) * self.dim if self.vocabulary else 0
         first = parameters(self.queries * self.dim + words) + norm(asked + text, self.dim)
         blocks = total(self._block(asked, text, encoder, place % self.every == 0) for place in range(self.depth))
-        return first + blocks + Cost(cache=-blocks.cache)
+        reads = -(-self.depth // self.every)
+        once = Cost(saved=-max(reads - 1, 0) * encoder * self.encoder_dim, cache=-blocks.cache)  # the same states
+        return first + blocks + once
 
     def _block(self, queries: int, text: int, encoder: int, reads: bool) -> Cost:
         n = queries + text

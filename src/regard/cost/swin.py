@@ -3,35 +3,39 @@
 from dataclasses import dataclass
 
 from regard.cost.counted import Cost, total
-from regard.cost.layers import mlp
+from regard.cost.layers import mlp, pre_norm
 from regard.cost.parts import attention, linear, norm, parameters, patches
 
 Grid = tuple[int, int]
 
 
-def window_attention(grid: Grid, dim: int, heads: int, window: int, bias: bool = True) -> Cost:
+def window_attention(grid: Grid, dim: int, heads: int, window: int, bias: bool = True, shifted: bool = False) -> Cost:
     """WindowAttention. A grid that windows do not divide is padded to one they do, and the padding computed; a window
-    that is larger than the grid shrinks to its shorter side.
+    that is larger than the grid shrinks to its shorter side. shifted: each window then has biases of its own.
     """
     side = min(window, *grid)
     windows = -(-grid[0] // side) * -(-grid[1] // side)
-    n = grid[0] * grid[1]
-    read = linear(windows * side**2, dim, 3 * dim, bias)
-    read += attention(side**2, side**2, heads, dim // heads).batch(windows)
-    return read + parameters((2 * window - 1) ** 2 * heads) + linear(n, dim, dim)
+    n, inside = grid[0] * grid[1], windows * side**2
+    biases = (windows if shifted and min(grid) > window else 1) * heads * side**4
+    read = linear(inside, dim, 3 * dim, bias)
+    attended = attention(side**2, side**2, heads, dim // heads).batch(windows).beside(biases)
+    attended += Cost(saved=inside * dim + biases)  # out of the windows is a copy
+    out = linear(n, dim, dim).beside(3 * inside * dim + biases)
+    return read + parameters((2 * window - 1) ** 2 * heads) + (attended + out).beside((n + inside) * dim)
 
 
-def swin_block(grid: Grid, dim: int, heads: int, window: int, hidden: int, bias: bool = True) -> Cost:
-    """SwinBlock, pre-norm; a shift costs nothing."""
+def swin_block(
+    grid: Grid, dim: int, heads: int, window: int, hidden: int, bias: bool = True, shifted: bool = False
+) -> Cost:
+    """SwinBlock, pre-norm; a shift costs memory alone."""
     n = grid[0] * grid[1]
-    read = norm(n, dim) + window_attention(grid, dim, heads, window, bias)
-    return (read + norm(n, dim) + mlp(n, dim, hidden)).beside(n * dim)
+    return pre_norm(n, dim, window_attention(grid, dim, heads, window, bias, shifted), mlp(n, dim, hidden))
 
 
 def patch_merging(grid: Grid, dim: int) -> Cost:
     """PatchMerging: 2 x 2 tokens to one of twice the width; an odd side is padded."""
     n = -(-grid[0] // 2) * -(-grid[1] // 2)
-    return norm(n, 4 * dim) + linear(n, 4 * dim, 2 * dim, bias=False)
+    return (norm(n, 4 * dim) + linear(n, 4 * dim, 2 * dim, bias=False)).beside(grid[0] * grid[1] * dim)
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Swin:
             if stage:
                 parts.append(patch_merging(grid, dim))
                 grid, dim = (-(-grid[0] // 2), -(-grid[1] // 2)), 2 * dim
-            parts.append(swin_block(grid, dim, heads, self.window, self.mlp_ratio * dim) * depth)
+            sizes = (grid, dim, heads, self.window, self.mlp_ratio * dim)
+            parts += [swin_block(*sizes) * (depth - depth // 2), swin_block(*sizes, shifted=True) * (depth // 2)]
         parts.append(norm(grid[0] * grid[1], dim))
-        return total(parts) + (linear(1, dim, self.classes) if self.classes else Cost())
+        cost = total(parts) + (linear(1, dim, self.classes) if self.classes else Cost())
+        return cost.beside(self.channels * side**2)

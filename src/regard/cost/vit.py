@@ -77,7 +77,8 @@ class ViT:
     def cost(self, side: int) -> Cost:
         """Of an image of side x side pixels."""
         n = self.tokens(side)
-        return self.embedding(side) + self.block(n) * self.depth + self.head(n)
+        blocks = self.block(n) * self.depth + self.head(n)
+        return self.embedding(side) + blocks.beside(self.channels * side**2)
 
 
 @dataclass(frozen=True)
