@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from regard import __version__
 from regard.cli import _bench_matrix, _train_foveated, _train_pocket, _train_vit, _train_vlm  # noqa: F401
@@ -81,6 +80,7 @@ def list_names(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.
     if as_json:
         typer.echo(json.dumps(rows))
         return
+    from rich.console import Console
     from rich.table import Table
 
     grid = Table("allocator", "needs", "what it does", header_style="bold")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 
 from regard.errors import DataError, ModelError, RegardError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from regard.record import Record
     from regard.relevance.tensions import States
 
@@ -68,7 +69,11 @@ class Progress:
     """A line on stderr that names the stage at work, for people only."""
 
     def __init__(self, quiet: bool) -> None:
-        self.status = None if quiet or not sys.stderr.isatty() else Console(stderr=True).status("start")
+        self.status = None
+        if not quiet and sys.stderr.isatty():
+            from rich.console import Console
+
+            self.status = Console(stderr=True).status("start")
 
     def __enter__(self) -> Callable[[str], None]:
         if self.status is None:
@@ -128,8 +133,10 @@ def write(record: "Record", folder: Path) -> Path:
     return folder / "report.html"
 
 
-def console() -> Console:
+def console() -> "Console":
     """Where tables are printed: as wide as the terminal, 120 columns where there is none."""
+    from rich.console import Console
+
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
