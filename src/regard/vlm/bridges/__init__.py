@@ -3,7 +3,7 @@
 from typing import Any
 
 from regard.allocate import catalogue as allocators
-from regard.errors import ModelError
+from regard.errors import ModelError, first_line
 from regard.vlm.bridges.bridge import Bridge, Bridged, bridged_together
 from regard.vlm.bridges.cascade import CascadeBridge
 from regard.vlm.bridges.projector import Projector
@@ -34,7 +34,7 @@ def load(name: str, width: int, dim: int, /, **arguments: Any) -> Bridge:
     try:
         return KINDS.get(name, Projector)(width, dim, **whole)
     except TypeError as error:
-        raise ModelError(f"mechanism {name}: {error}") from error
+        raise ModelError(f"mechanism {name}: {first_line(error)}") from error
 
 
 def complete(name: str, /, **arguments: Any) -> dict[str, Any]:
