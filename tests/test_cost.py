@@ -201,3 +201,20 @@ def test_a_named_resolution_is_read_as_its_model_reads_it():
     assert answer["tokens"] == 27**2
     assert any("6 pixels of 384 are not read" in note for note in answer.notes)
     assert cost.of("VIT_Base_patch16_224") == cost.of("vit_base_patch16_224")
+
+
+def published_table() -> str:
+    """Of docs/cost.md."""
+    lines = ["| name | what | published | ours | apart |", "|---|---|---:|---:|---:|"]
+    for row in ROWS:
+        ours, published = cost.of(row["name"])[row["what"]], row["published"]
+        apart = "" if published is None else f"{100 * (ours / published - 1):+.2f} %"
+        shown = "" if published is None else f"{published:g}"
+        what = f"{row['what']}, {row['unit']}" if row["unit"] != "tokens" else row["what"]
+        lines.append(f"| {row['name']} | {what} | {shown} | {ours:.5g} | {apart} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_the_documentation_is_what_is_computed():
+    text = (Path(__file__).parent.parent / "docs" / "cost.md").read_text()
+    assert text.split("<!-- published -->\n")[1].split("\n<!-- end -->")[0] == published_table()
