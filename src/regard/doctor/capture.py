@@ -19,7 +19,7 @@ from regard.doctor.opening import Patient, patient
 from regard.doctor.parts import AttentionLayer, attention_layers, chosen
 from regard.doctor.queries import Queries, Step, checked, rows_of
 from regard.doctor.rows import Rows, Seen
-from regard.doctor.watch import watching
+from regard.doctor.watch import refuse_compiling, watching
 from regard.errors import DataError, ModelError
 from regard.vlm.inside.hooks import Inside
 
@@ -93,6 +93,7 @@ class _Watcher:
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """What the model, then its language model, is about to read."""
+        refuse_compiling()
         if threading.get_ident() != self.thread:
             return
         first = args[0] if args and isinstance(args[0], Tensor) else None
@@ -119,11 +120,17 @@ class _Watcher:
         device = self.opened.device
         if mask is None or mask.shape[1] < tokens:
             real = torch.ones(shape, dtype=torch.bool, device=device)
-        else:
-            real = mask[:, -tokens:].bool().expand(shape)
+        else:  # of what was read and is read; of a static cache also of what comes
+            end = min(past + tokens, mask.shape[1])
+            real = mask[:, end - tokens : end].bool().expand(shape)
         image = None
+        if spliced is not None and self.seen.part == "cross":  # what has no image before it goes by
+            places = torch.arange(past, past + tokens, device=device).clamp(max=spliced.seen.shape[1] - 1)
+            reads = spliced.seen[:, places] > 0
+            real = real & reads.repeat_interleave(shape[0] // len(reads), dim=0)
         if spliced is not None and spliced.image.shape[1] == tokens and past == 0:
-            image = spliced.image.repeat_interleave(shape[0] // len(spliced.image), dim=0)
+            before = spliced.image | (spliced.seen < spliced.seen[:, -1:])  # an image may stand at no column
+            image = before.repeat_interleave(shape[0] // len(before), dim=0)
         elif ids is not None and self.opened.image_token is not None:
             image = ids == self.opened.image_token
         return Step(past, real, ids, image, labels)

@@ -120,7 +120,7 @@ class Reading:
         return torch.cat(found, dim=-1)
 
     def mean(self, real: Bool[Tensor, "b q"] | None, heads: Sequence[int] | None = None) -> Float[Tensor, "b h 1 k"]:
-        """What each key is given by a query on average, of those that are real and see anything."""
+        """What each key is given by a query of its part on average, of those that are real and see anything."""
         parts = []
         for kernel, first, _ in self.placed():
             total: Tensor | float = 0.0
@@ -131,9 +131,8 @@ class Reading:
                 rows = kernel.rows(index, heads)
                 total = total + rows.sum(dim=2, keepdim=True)
                 seeing = seeing + (rows[:, :1].sum(dim=-1, keepdim=True) > 0).sum(dim=2, keepdim=True)
-            parts.append((total, seeing))
-        count = sum(seeing for _, seeing in parts)
-        return torch.cat([total / count.clamp(min=1) for total, _ in parts], dim=-1)  # pyright: ignore
+            parts.append(total / seeing.clamp(min=1))  # pyright: ignore[reportAttributeAccessIssue]
+        return torch.cat(parts, dim=-1)
 
     def placed(self) -> Iterator[tuple[Kernel, int, int]]:
         """Each call, and the first query and the first key of it among all."""

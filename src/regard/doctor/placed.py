@@ -34,7 +34,10 @@ class Placed:
         """
         if len(self.columns) and values.shape[1] <= int(self.columns.max()):
             raise DataError(f"{values.shape[1]} columns were read, and an image stands behind them: give what was read")
-        own = values[self.row * max(1, len(values) // rows), self.columns.to(values.device)]
+        row = self.row * max(1, len(values) // rows)
+        if row >= len(values):
+            raise DataError(f"rows of {len(values)} images were seen together, not of all: images were read in groups")
+        own = values[row, self.columns.to(values.device)]
         if self.reading is None:
             return own
         if isinstance(self.reading, Tensor):
@@ -74,10 +77,14 @@ def placed_in_vlm(prompts: Sequence[tuple], bridged: Sequence[tuple], part: str)
             images = _bridged(tokens, made, part) + images
     if len(images) != len(rows):
         raise DataError(f"{len(rows)} images were read, and where {len(images)} of them stand is known: give tokens")
-    if part in ("qformer", "qformer-self", "bridge", "vision"):
+    if part in ("qformer", "bridge"):
         return [Placed(number, image.columns, image.boxes) for number, image in enumerate(images)]
+    if part in ("qformer-self", "vision"):
+        raise DataError(f"which part of an image the columns of {part!r} are is not known: give boxes")
     if part == "cross":
         return _in_memory(images, rows, max(len(made.mask[0]) for _, made in bridged[-len(rows) :]))
+    if not bool(spliced.image.any()):
+        raise DataError("no token of an image stands in the prompt, as text reads images aside: capture part='cross'")
     columns = spliced.image.nonzero()[:, 1].split([len(image.columns) for image in images])
     return [Placed(row, where, i.boxes, i.reading) for row, where, i in zip(rows, columns, images, strict=True)]
 

@@ -20,7 +20,8 @@ Queries = str | int | Sequence[int] | Tensor
 class Step:
     """One call of a language model. past: columns that it has read before. real: (B, Q), of those that it reads now.
 
-    ids: (B, Q) where they are known. image: (B, Q), tokens of images among them, where they are known. labels: (B, Q).
+    ids: (B, Q) where they are known. image: (B, Q), tokens of images among them, and what stands
+    before an image, where that is known. labels: (B, Q).
     """
 
     past: int
@@ -38,7 +39,7 @@ class Step:
 def checked(queries: Queries | None, part: str) -> Queries:
     """Raises DataError for what asks for no rows."""
     if queries is None:
-        return "last" if part in ("language", "cross") else "all" if part == "qformer" else "mean"
+        return "last" if part in ("language", "cross") else "all" if part.startswith("qformer") else "mean"
     if isinstance(queries, str):
         if queries not in NAMED:
             raise DataError(f"queries must be columns or one of {', '.join(NAMED)}, got {queries!r}")
@@ -78,6 +79,7 @@ def _columns(queries: Tensor, step: Step) -> Tensor | None:
     wanted = queries.to(step.real.device).expand(batch, -1)
     wanted = torch.where(wanted < 0, wanted + length, wanted) - step.past if step.past == 0 else wanted - step.past
     here = (wanted >= 0) & (wanted < length)
+    here &= step.real.gather(1, wanted.clamp(0, length - 1))  # padding asks for nothing
     return torch.where(here, wanted, -1) if bool(here.any()) else None
 
 

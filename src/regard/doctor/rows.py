@@ -98,6 +98,8 @@ class Seen:
         total: Tensor | None = None
         for layer in wanted:
             several = [self.of(layer.number, call).weights.mean(dim=1) for call in numbers]
+            if len({len(rows) for rows in several}) > 1:
+                raise DataError("the calls were of batches of several sizes: ask for one of them, calls=0")
             longest = max(rows.shape[-1] for rows in several)
             rows = torch.cat([F.pad(rows, (0, longest - rows.shape[-1])) for rows in several], dim=1)
             real = (rows.sum(dim=-1) > 0).sum(dim=1, keepdim=True).clamp(min=1)
@@ -134,9 +136,10 @@ class Seen:
         values = self.received(layers, calls)
         if self.part == "vision" and boxes is None and self._opened.vlm is None:
             return self._of_encoder(values, inputs)
-        images = self.placed(inputs, boxes)
         rows = len(values) if inputs is None else len(inputs["input_ids"])
-        return [image.on_tokens(values, rows) for image in images]
+        if self.prompts and self.part in ("language", "cross"):
+            rows = len(self.prompts[-1][0].ids)
+        return [image.on_tokens(values, rows) for image in self.placed(inputs, boxes)]
 
     def maps(
         self,

@@ -19,6 +19,7 @@ from regard.doctor.parts import AttentionLayer
 from regard.errors import ModelError
 
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
+_telling = threading.local()  # what is made of a kernel's tensors is no kernel, for a block around this one
 Told = Callable[[AttentionLayer, Reading], None]
 
 
@@ -40,6 +41,14 @@ def watching(layers: Sequence[AttentionLayer], tell: Told, differentiable: bool 
             handle.remove()
 
 
+def refuse_compiling() -> None:
+    """Raise ModelError where a hook is run by the compiler and not by the model."""
+    if torch.compiler.is_compiling():
+        raise ModelError(
+            "the model is being compiled, and then cannot be watched: run it uncompiled (disable_compile=True)"
+        )
+
+
 class _Listener:
     """Of one module."""
 
@@ -48,13 +57,9 @@ class _Listener:
         self.open: list[_Calls] = []
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        refuse_compiling()
         if threading.get_ident() != self.thread:
             return
-        if torch.compiler.is_compiling():
-            raise ModelError(
-                f"{self.layer.name} is being compiled, and then cannot be watched: use the model uncompiled, in "
-                "generate with disable_compile=True"
-            )
         read = (kwargs.get("hidden_states"), *args, *kwargs.values())
         given = [x for x in read if isinstance(x, Tensor) and x.ndim > 1]
         calls = _Calls(given[0].shape[-2] if given else None, hasattr(module, "sinks"), self.differentiable)
@@ -67,7 +72,11 @@ class _Listener:
         calls = self.open.pop()
         calls.__exit__(None, None, None)
         if calls.found and result is not None:
-            self.tell(self.layer, Reading(tuple(calls.found)))
+            _telling.now = True
+            try:
+                self.tell(self.layer, Reading(tuple(calls.found)))
+            finally:
+                _telling.now = False
 
 
 class _Calls(TorchFunctionMode):
@@ -81,6 +90,8 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if getattr(_telling, "now", False):
+            return out
         if func is F.scaled_dot_product_attention:
             self.found.append(Kernel.fused(args, kwargs, self._ready(out), self.tokens))
         elif func in _SOFTMAX and out.ndim == 4:
