@@ -1,4 +1,4 @@
-"""The command line: `regard look`, `ask`, `tiles`, `calibrate`, `cost`, `list`, `train`, `show` and `bench`.
+"""The command line: `regard look`, `ask`, `tiles`, `calibrate`, `claims`, `cost`, `list`, `train`, `show` and `bench`.
 
 Exit codes: 0, 1 for a failure, 2 for a usage that cannot work.
 """
@@ -16,6 +16,7 @@ from regard.cli import _bench_matrix, _train_foveated, _train_pocket, _train_vit
 from regard.cli._ask import ask
 from regard.cli._bench import bench
 from regard.cli._calibrate import calibrate
+from regard.cli._claims import claims
 from regard.cli._cost import cost
 from regard.cli._shared import (
     Progress,
@@ -143,6 +144,7 @@ app.command()(ask)
 app.command()(tiles)
 app.add_typer(bench, name="bench")
 app.command()(calibrate)
+app.command()(claims)
 app.command()(cost)
 app.command()(show)
 app.add_typer(train, name="train")
