@@ -252,7 +252,7 @@ def recurrent(side: int) -> Work:
 
 
 _QUADRATIC = ("O(n²)", "O(n²)", 2.0, 2.0)
-_TEXT = ("O(n_text \u00d7 n_vision)", "O(n_text \u00d7 n_vision)", 1.0, 1.0)
+_READ_BY_TEXT = ("O(n_text \u00d7 n_vision)", "O(n_text \u00d7 n_vision)", 1.0, 1.0)
 _QUERIES = ("O(k \u00d7 n_vision)", "O(k \u00d7 n_vision)", 1.0, 1.0)
 _FOVEATED = ("O(n_high + n_low)", "variable")
 _CASCADE = ("O(n₁ + \u03b1·n₂ + β·n₃)", "staged", 1.0)

@@ -60,13 +60,16 @@ QUICK = Limits(gmacs=10.0, spend=0.2)
 
 
 def cells(quick: bool = False, only: Sequence[str] = ()) -> list[Cell]:
-    """All mechanisms of one size after another. only: parts of names. Raises ModelError where none has one."""
+    """All mechanisms of one size after another, the fewest pixels first. only: parts of names. Raises ModelError where
+    none has one.
+    """
     sizes = QUICK_SIZES if quick else (*((side, batch) for side in SIDES for batch in BATCHES), (SIDES[0], MANY))
     known = [one.name for one in MECHANISMS]
     names = [name for name in known if not only or any(part.lower() in name.lower() for part in only)]
     if not names:
         raise ModelError(f"no mechanism has {', '.join(only)} in its name: there are {'; '.join(known)}")
-    return [Cell(name, side, batch) for side, batch in sizes for name in names]
+    ordered = sorted(sizes, key=lambda size: size[0] ** 2 * size[1])
+    return [Cell(name, side, batch) for side, batch in ordered for name in names]
 
 
 def checked_device(device: str) -> str:
@@ -138,7 +141,7 @@ def measured(cell: Cell, device: str, probes: Probes, limits: Limits) -> Row:
     row |= {"macs": work.macs, "tokens": work.tokens, "parameters": work.parameters}
     gmacs = work.macs * cell.batch / 1e9
     if gmacs > limits.gmacs:
-        return row | _skipped(f"takes {gmacs:.0f} G multiply-accumulates, the limit is {limits.gmacs:g} G", limits)
+        return row | _skipped(f"takes {gmacs:.3g} G multiply-accumulates, the limit is {limits.gmacs:g} G", limits)
     try:
         return row | timed(work, cell, device, probes, limits)
     except RuntimeError as error:
