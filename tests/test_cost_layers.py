@@ -121,7 +121,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     "VisualExpertAttention": lambda: expert(VisualExpertAttention(D, H), layers.visual_expert_attention(37, 30, D, H)),
     "VisualExpertBlock": lambda: expert(VisualExpertBlock(D, H, W), layers.visual_expert_block(37, 30, D, H, W)),
     "WindowAttention": lambda: of(
-        WindowAttention(D, H, 4, 2), window_attention((10, 14), D, H, 4), (1, 140, D), then=((10, 14),)
+        WindowAttention(D, H, 4, 2), window_attention((10, 14), D, H, 4, shifted=True), (1, 140, D), then=((10, 14),)
     ),
     "SwinBlock": lambda: of(SwinBlock(D, H, 5, W), swin_block((10, 15), D, H, 5, W), (1, 150, D), then=((10, 15),)),
     "SwinBlock on a small grid": lambda: of(

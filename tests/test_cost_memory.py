@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from regard.cost.language import LanguageModel
 from test_cost_layers import CALLS
 
 DENSE = {
@@ -86,3 +87,25 @@ def test_memory_is_what_lives(name: str):
     else:
         assert 0.2 * saved <= cost.saved <= 1.2 * saved
         assert 0.2 * peak <= cost.peak <= 1.1 * peak
+
+
+@pytest.mark.parametrize(("kv_heads", "feed_forward"), [(8, 172), (2, 172), (8, 40)])
+def test_a_language_model_holds_its_tokens_and_its_cache(kv_heads: int, feed_forward: int):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=feed_forward,
+        num_hidden_layers=3,
+        vocab_size=101,
+        num_attention_heads=8,
+        num_key_value_heads=kv_heads,
+    )
+    model, ids = LlamaForCausalLM(config).eval(), torch.randint(0, 101, (1, 300))
+    cost, read = LanguageModel.of(config), [300] * 3
+    assert cost.params == sum(one.numel() for one in model.parameters())
+    live = Live([*model.parameters(), *model.buffers(), ids])
+    with torch.no_grad(), live:
+        out = model(ids, logits_to_keep=1)
+    assert cost.kv_cache(read) == sum(layer.keys.numel() + layer.values.numel() for layer in out.past_key_values.layers)
+    assert cost.peak(read) + cost.kv_cache(read) == pytest.approx(live.most, rel=0.05)

@@ -29,6 +29,6 @@ class GazeTokens:
 
     def facts(self, asked: Asked) -> Facts:
         facts = Facts(notes=[f"{self.count} tokens about a gaze where {self.uniform} would read all"])
-        facts.add("visual_tokens", asked.batch * self.count, "tokens")
-        facts.add("uniform_tokens", asked.batch * self.uniform, "tokens")
+        facts.add("visual_tokens", self.count, "tokens")
+        facts.add("uniform_tokens", self.uniform, "tokens")
         return facts

@@ -103,11 +103,12 @@ class LanguageModel:
         return 2 * self.kv_width * sum(tokens)
 
     def peak(self, tokens: Sequence[int]) -> int:
-        """The most numbers that live at once in a prefill beside the cache, with attention by a fused kernel: the
-        tokens, the gate and the value of the feed-forward, and their product; or queries, keys and values.
+        """The most numbers that live at once in a prefill beside the cache, with attention by a fused kernel: tokens as
+        they were embedded, before a layer and within it, rotations; and the gate and the value of the feed-forward
+        and their product, or queries, keys, values and what attention makes of them.
         """
         widest = max(self.hidden + 3 * self.feed_forward, self.hidden + 2 * self.width + 2 * self.kv_width)
-        return max(tokens) * (self.hidden + widest)
+        return max(tokens) * (3 * self.hidden + 2 * self.head_size + widest)
 
 
 def spread(visual: int, text: int, layers: int, stages: Sequence[tuple[int, int]] = ()) -> list[int]:

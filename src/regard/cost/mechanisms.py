@@ -36,14 +36,9 @@ class RAM:
     hidden: int = 256
     lstm: bool = False
 
-    patch = 1
-
     def tokens(self, side: int) -> int:
         """Patches that are read."""
         return self.glimpses * self.scales
-
-    def least(self, side: int) -> int:
-        return self.cost(side).macs
 
     def cost(self, side: int) -> Cost:
         """The same for every side."""
@@ -71,8 +66,6 @@ class Gaze:
     grids: tuple[int, ...] = (2, 3, 3)
     token: int = 16
     view: int = 64
-
-    patch = 1
 
     @property
     def count(self) -> int:
@@ -122,7 +115,6 @@ class FoveaTer:
     fovea: int = 4
     levels: int = 5
 
-    patch = 1
     widths = (16, 32, 64, 96)
 
     @property

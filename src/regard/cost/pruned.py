@@ -21,10 +21,6 @@ class EViT:
     keep: float
     layers: tuple[int, ...] = (3, 6, 9)
 
-    @property
-    def patch(self) -> int:
-        return self.vit.patch
-
     def counts(self, side: int) -> tuple[int, ...]:
         """Patches, and a fused token as one, that each block's attention reads."""
         there, found = self.vit.patches(side), []
@@ -76,10 +72,6 @@ class DynamicViT:
     vit: ViT
     keep: float
     layers: tuple[int, ...] = (3, 6, 9)
-
-    @property
-    def patch(self) -> int:
-        return self.vit.patch
 
     def counts(self, side: int) -> tuple[int, ...]:
         """Patches that each block reads."""

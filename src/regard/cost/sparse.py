@@ -61,7 +61,7 @@ def hybrid_block(
 ) -> Cost:
     """HybridBlock: windows, then latents that read all tokens and are read by them."""
     n = grid[0] * grid[1]
-    local = norm(n, dim) + window_attention(grid, dim, heads, window)
+    local = norm(n, dim) + window_attention(grid, dim, heads, window, shifted=shift > 0)
     gathered = norm(n, dim) + norm(latents, dim) + cross_attention(latents, n, dim, heads)
     heard = cross_attention(n, latents, dim, heads)
     cost = local + parameters(latents * dim) + gathered + heard + norm(n, dim) + mlp(n, dim, hidden)
