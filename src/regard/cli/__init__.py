@@ -1,4 +1,5 @@
-"""The command line: `regard look`, `ask`, `tiles`, `calibrate`, `claims`, `cost`, `list`, `train`, `show` and `bench`.
+"""The command line: `regard look`, `ask`, `tiles`, `calibrate`, `claims`, `cost`, `doctor`, `list`, `train`, `show`
+and `bench`.
 
 Exit codes: 0, 1 for a failure, 2 for a usage that cannot work.
 """
@@ -13,11 +14,13 @@ import typer
 
 from regard import __version__
 from regard.cli import _bench_matrix, _train_foveated, _train_pocket, _train_vit, _train_vlm  # noqa: F401
+from regard.cli._advise import advise
 from regard.cli._ask import ask
 from regard.cli._bench import bench
 from regard.cli._calibrate import calibrate
 from regard.cli._claims import claims
 from regard.cli._cost import cost
+from regard.cli._doctor import doctor
 from regard.cli._shared import (
     Progress,
     State,
@@ -140,12 +143,14 @@ def look(
         _show(record, written)
 
 
+app.command()(advise)
 app.command()(ask)
 app.command()(tiles)
 app.add_typer(bench, name="bench")
 app.command()(calibrate)
 app.command()(claims)
 app.command()(cost)
+app.command()(doctor)
 app.command()(show)
 app.add_typer(train, name="train")
 
