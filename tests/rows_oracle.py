@@ -11,9 +11,12 @@ from regard.doctor import Seen
 def eager_weights(model: nn.Module, names: list[str], run: Any) -> dict[str, Tensor]:
     """The second output of these modules while `run` is called."""
     found: dict[str, Tensor] = {}
+
+    def keep(name: str, out: Any) -> None:
+        found[name] = out[1]
+
     handles = [
-        model.get_submodule(name).register_forward_hook(lambda m, args, out, n=name: found.__setitem__(n, out[1]))
-        for name in names
+        model.get_submodule(name).register_forward_hook(lambda m, args, out, n=name: keep(n, out)) for name in names
     ]
     with torch.no_grad():
         run()

@@ -188,7 +188,8 @@ def test_a_vlm_of_ours_is_unchanged_and_knows_its_question(fusion):
 
 @torch.no_grad()
 def test_late_fusion_shows_what_text_reads_of_each_image():
-    vlm, made, seen = built(language_model("llama"), "late, all images"), prompts(), ragged()
+    vlm: Any = built(language_model("llama"), "late, all images")
+    made, seen = prompts(), ragged()
     inputs = []
     handle = vlm.fusion.blocks[0].register_forward_pre_hook(lambda m, args: inputs.append(args))
     with regard.capture(vlm, part="cross", layers=0, queries="all") as aside:
@@ -210,8 +211,8 @@ def test_late_fusion_shows_what_text_reads_of_each_image():
 
 @torch.no_grad()
 def test_our_own_q_former_and_resampler_are_read():
-    vlm = built(language_model("llama"), "hybrid")
-    former: Any = vlm.bridge.former
+    vlm: Any = built(language_model("llama"), "hybrid")
+    former = vlm.bridge.former
     seen = toy_tokens(2, 2, 3)
     states = vlm.bridge.read(seen.features, seen.boxes)
     with regard.capture(vlm, part="qformer") as looked, regard.capture(vlm, part="qformer-self") as own:

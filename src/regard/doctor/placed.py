@@ -44,6 +44,15 @@ class Placed:
             return own @ self.reading.to(own)
         return self.reading.reading.spread(own[None, :, None].to(self.reading.anchor.device))[0, :, 0].to(own.device)
 
+    @property
+    def column_boxes(self) -> Float[Tensor, "k 4"]:
+        """The part of the image that each column stands for: of a token made of several, the mean of their boxes."""
+        if self.reading is None:
+            return self.boxes
+        if isinstance(self.reading, Tensor):
+            return self.reading.to(self.boxes) @ self.boxes
+        return self.reading.reading.read(self.boxes[None].to(self.reading.anchor.device))[0]
+
 
 def placed(patient: Patient, inputs: Mapping[str, Any]) -> list[Placed]:
     """The images of inputs for a Hugging Face model: of its processor, or as `regard.shorten` made them."""
