@@ -1,0 +1,112 @@
+"""What capturing attention costs: `python -m regard.bench.capture`, seconds and memory beside the plain forward.
+
+A Llama of SmolLM2-135M's shape with random weights reads 4,096 tokens; 32 rows of all layers are captured, of each head
+and of their mean. Every run is a process of its own, and kinds alternate, so that peaks of memory are each one's own.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from regard.bench.results import Row, provenance, publish
+
+KINDS = ("plain", "captured", "captured, mean of heads")
+ROWS = 32
+
+
+def main(rounds: int = 3, tokens: int = 4096) -> None:
+    """Measure, and write results/capture.json."""
+    made = provenance()
+    runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+    for _ in range(rounds):
+        for kind in KINDS:
+            line = [sys.executable, "-m", "regard.bench.capture", kind, str(tokens)]
+            runs[kind].append(json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout))
+    middle = {
+        kind: {name: statistics.median(run[name] for run in found) for name in found[0]} for kind, found in runs.items()
+    }
+    plain, size = middle["plain"], f"{ROWS} rows of all layers at {tokens:,} tokens"
+    rows = [
+        Row("plain forward, median seconds", plain["seconds"], "s"),
+        Row("plain forward, peak memory of the process", plain["peak"], "MiB"),
+        Row("plain forward, peak beyond the loaded model", plain["beyond"], "MiB"),
+    ]
+    for kind in KINDS[1:]:
+        found = middle[kind]
+        rows += [
+            Row(f"{kind}: {size}, time / plain", found["seconds"] / plain["seconds"], "ratio", "<= 1.15"),
+            Row(f"{kind}: peak memory of the process / plain", found["peak"] / plain["peak"], "ratio", "<= 1.1"),
+            Row(f"{kind}: peak beyond the loaded model", found["beyond"], "MiB"),
+            Row(f"{kind}: rows kept", found["kept"], "MiB"),
+            Row(f"{kind}: largest difference of a logit", found["difference"], ""),
+        ]
+    notes = {
+        "model": "a Llama of SmolLM2-135M's shape with random weights, float32, SDPA, one prompt, logits of the last "
+        "token, one thread; a warm-up of 64 tokens before each run",
+        "runs": f"{rounds} of each kind, alternating, medians; seconds of each: "
+        + "; ".join(f"{kind} {', '.join(f'{run["seconds"]:.1f}' for run in found)}" for kind, found in runs.items()),
+    }
+    publish("capture", "python -m regard.bench.capture", rows, made, seed=0, notes=notes)
+
+
+def run(kind: str, tokens: int) -> dict[str, float]:
+    """One forward in this process. kept: MiB of the rows. difference: of its logits from those of a prompt read plain."""
+    from regard.doctor import capture
+
+    torch.set_num_threads(1)
+    model = language_model()
+    prompt = torch.randint(3, 1000, (1, tokens), generator=torch.Generator().manual_seed(0))
+    short, kept, difference = prompt[:, :64], 0.0, 0.0
+    heads: Any = "mean" if "mean" in kind else None
+    with torch.no_grad():
+        plain = model(input_ids=short, use_cache=False).logits
+        before = _peak()
+        watched = (
+            nullcontext() if kind == "plain" else capture(model, heads=heads, queries=range(tokens - ROWS, tokens))
+        )
+        start = time.perf_counter()
+        with watched as seen:
+            model(input_ids=prompt, use_cache=False, logits_to_keep=1)
+        seconds = time.perf_counter() - start
+        peak = _peak()
+        if seen is not None:
+            kept = sum(seen.weights(layer).nbytes for layer in seen.layers) / 2**20
+            with capture(model, queries=[-1]):
+                difference = float((model(input_ids=short, use_cache=False).logits - plain).abs().max())
+    return {"seconds": seconds, "peak": peak, "beyond": peak - before, "kept": kept, "difference": difference}
+
+
+def language_model() -> Any:
+    """A Llama of SmolLM2-135M's shape, random."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        print(json.dumps(run(sys.argv[1], int(sys.argv[2]))))
+    else:
+        main()
