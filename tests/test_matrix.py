@@ -247,7 +247,7 @@ def test_the_command_measures_shows_and_refuses(regard, tmp_path):
 
 def test_a_run_into_another_file_draws_beside_it(regard, tmp_path, monkeypatch):
     without_tail(monkeypatch)
-    monkeypatch.setattr(matrix, "cells", lambda quick, only: [GAZE, RAM])
+    monkeypatch.setattr(matrix, "cells", lambda quick=False, only=(): [GAZE, RAM])
     code, _, err = regard("bench", "matrix", "--out", "deep/mine.jsonl", "-q")
     assert (code, err) == (0, "")
     assert sorted(file.name for file in (tmp_path / "deep" / "mine").iterdir()) == [

@@ -22,7 +22,8 @@ def figures(rows: Sequence[Row], found: dict[tuple[str, str], Power]) -> list[Fi
             letters = known[name].time if of == "time" else known[name].memory
             said = f"; survey: {letters}" if letters else ""
             between = f"{power.low:.2f} to {power.high:.2f}"
-            shown.append(Figure(f"{name}: power of {of} over visual tokens ({between}{said})", power.value, "exponent"))
+            what = f"{name}: power of {of} over visual tokens ({between}{said})"
+            shown.append(Figure(what, round(power.value, 3) + 0.0, "exponent"))
     timed = [row for row in rows if "seconds" in row]
     if timed:
         for name, unit in (("matmul", "G MACs/s"), ("copy", "GB/s")):
@@ -53,7 +54,7 @@ def tables(rows: Sequence[Row], found: dict[tuple[str, str], Power], points: Seq
     return {
         "scaling": table(found),
         "time": _by_size(cells, _time),
-        "memory": _by_size(cells, lambda row: f"{row['peak'] / 2**20:.3g}"),
+        "memory": _by_size(cells, lambda row: _plain(row["peak"] / 2**20)),
         "cost": _by_size([row for row in cells if row["batch"] == 1], _cost),
         "throughput": _throughput(cells),
         "roofline": _by_size(cells, _roofline),
@@ -83,7 +84,11 @@ def _or_dash(row: Row, text: Callable[[Row], str]) -> str:
 def _time(row: Row) -> str:
     """Milliseconds an image, and the quartiles."""
     middle, low, high = (1e3 * row[name] / row["batch"] for name in ("seconds", "low", "high"))
-    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+    return f"{_plain(middle)} ({_plain(low)} to {_plain(high)})"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _cost(row: Row) -> str:

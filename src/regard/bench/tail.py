@@ -17,6 +17,7 @@ TAIL = f"tail/cascade/{SIDE}"
 PERCENTILES = (50, 90, 95, 99)
 
 
+@torch.no_grad()
 def measured_tail(device: str, spend: float) -> dict[str, Any]:
     """Single images through a cascade of two stages, and each through a network that reads all at once.
 
@@ -30,7 +31,7 @@ def measured_tail(device: str, spend: float) -> dict[str, Any]:
     torch.manual_seed(0)
     two, all_at_once = (cascade(SIDE, stages).to(device).eval() for stages in (2, 1))
     images = pixels(SIDE, max(20, round(100 * spend)), device).split(1)
-    sure = torch.cat([confidence(two.look(image).logits) for image in images])
+    sure = torch.cat([confidence(two(image)[0]) for image in images])
     two.set_thresholds(for_shares(sure[:, None].expand(-1, 2).cpu(), [share, 1 - share]))
     spent = np.empty((len(images), 2))
     for place, image in enumerate(images):

@@ -64,6 +64,7 @@ def matrix(
 def _summed_up(rows: list[dict[str, Any]], name: str, path: Path, shown: bool) -> None:
     """The figures and tables; unless they are only to be shown results/NAME.json, the pictures and the page."""
     from regard.bench.accuracy import points
+    from regard.bench.matrix import cells
     from regard.bench.results import provenance, publish
     from regard.bench.scaling import powers
     from regard.bench.summary import figures, tables
@@ -73,7 +74,7 @@ def _summed_up(rows: list[dict[str, Any]], name: str, path: Path, shown: bool) -
     tabled, device = tables(rows, found, trained), "" if name == "matrix" else " --device cuda"
     last = next(row for row in reversed(rows) if row["kind"] == "cell")
     made = provenance() | {key: last[key] for key in ("date", "commit", "machine")}
-    notes = {"cells": sum(row["kind"] == "cell" for row in rows), "width": 192, "depth": 4, "heads": 3}
+    notes = {"cells": sum(row["kind"] == "cell" for row in rows), "of": len(cells())}
     publish(
         name,
         f"regard bench matrix{device}",

@@ -50,6 +50,7 @@ def multiples(curves: Mapping[str, Curve], notes: Mapping[str, str], cost: str, 
         panel.set_title(f"{name}\n{notes.get(name, '')}", fontsize=8)
         panel.set(xscale="log", yscale="log")
         panel.tick_params(labelsize=7)
+        panel.tick_params(which="minor", labelbottom=False, labelleft=False)
     for panel in panels[len(curves) :]:
         panel.set_axis_off()
     figure.supxlabel("visual tokens n", fontsize=9)
