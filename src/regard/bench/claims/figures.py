@@ -73,7 +73,7 @@ def _row(data: Mapping[str, Any], begin: str, end: str) -> Figure:
         return Figure(None, "", command)
     if len(found) > 1:
         raise DataError(f"{len(found)} rows of results/{data['name']}.json begin with {begin!r}: name one")
-    ends = data["notes"].get("intervals", {}).get(found[0]["name"])
+    ends = data["notes"].get(found[0]["name"], {}).get("interval")
     if end:
         return Figure(None if ends is None else ends[end == "high"], found[0]["unit"], command)
     return Figure(found[0]["value"], found[0]["unit"], command, None if ends is None else (ends[0], ends[1]))

@@ -124,7 +124,7 @@ def _harm(world: World, fusion: Late | None) -> float:
     return value
 
 
-def run(seeds: Sequence[int] = SEEDS, steps: int = 250, before: int = 300) -> list[Series]:
+def run(seeds: Sequence[int] = SEEDS, steps: int = 400, before: int = 200) -> list[Series]:
     """Gates on and off, and layers early, late and throughout, at two layers each, and before all four."""
     found: dict[str, list[dict[str, float]]] = {}
     for seed in seeds:

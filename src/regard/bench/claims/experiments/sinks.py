@@ -105,7 +105,7 @@ def measured(seed: int, steps: int) -> dict[str, float]:
     }
 
 
-def run(seeds: Sequence[int] = SEEDS, steps: int = 700) -> list[Series]:
+def run(seeds: Sequence[int] = SEEDS, steps: int = 1000) -> list[Series]:
     """The sink's share of attention, its norm, and the loss with it and without it."""
     found = [measured(seed, steps) for seed in seeds]
 
