@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from regard import DataError
 from regard.bench import matrix
 from regard.bench.cells import MECHANISMS, Work, made, patches, pixels
+from regard.bench.compare import compare
 from regard.bench.matrix import Cell, Limits, cells, run
 from regard.bench.results import provenance
 from regard.bench.tail import TAIL, measured_tail, stopping
@@ -91,6 +92,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     assert all(json.loads(line)["schema"] == 1 for line in path.read_text().splitlines())
     assert run(path, "cpu", [GAZE, RAM], LITTLE, told.append) == [{"schema": 1} | row for row in rows]
     assert len(told) == 2
+    assert {"seconds", "peak", "macs"} <= set(compare(path, path).same)  # its lines are those of any run
 
 
 def test_half_a_last_line_is_kept_said_and_its_cell_measured_again(tmp_path, monkeypatch):
