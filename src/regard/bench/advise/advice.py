@@ -86,8 +86,12 @@ def _assumed(asked: Asked, results: Results, found: list[Ranking]) -> list[str]:
     lines = ["quality is taken as measured, at the same share or number of tokens, whatever the resolution"]
     if any(one.test.unit != "points" for one in found):
         lines.append(
-            f"times and memory are of {host.model.said}: {host.tiles} tiles, {host.tokens:,} visual tokens and {TEXT} "
-            "of text, until the first word; --model takes another"
+            f"times and memory are of {host.model.said}: {host.windows} windows of its encoder, {host.tokens:,} "
+            f"visual tokens and {TEXT} of text, until the first word; --model takes another"
+        )
+        lines.append(
+            "the tokens are one grid, as Qwen2.5-VL's; of a model that cuts images into tiles, allocators that need a "
+            "grid (regard list) are refused"
         )
     if asked.batch > 1:
         lines.append("a batch takes as many times as long as one, where it was not measured")

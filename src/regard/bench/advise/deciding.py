@@ -36,7 +36,7 @@ def _measured(host: Host, name: str) -> tuple[int, float, str] | None:
     row = f"deciding / prefill, {name}"
     share = results.row(file, row)
     if share is not None:
-        return MODELS[MEASURED].tile, share * host.whole, f"results/{file}: {row}"
+        return MODELS[MEASURED].window, share * host.whole, f"results/{file}: {row}"
     if name == "relevance" and results.has("relevance.json"):
         row = "decision, N=1024, D=1024, 16 words"
         took = results.row("relevance.json", row)

@@ -1,9 +1,9 @@
 """What seeing takes on the asked device, in the model that is asked about: encoder, prompt, memory.
 
-Images are cut into tiles of the encoder's side, as in LLaVA-1.6. One tile and its prompt were measured on a CPU; other
-sizes and models take as long as their multiply-accumulates at the speed that was reached there. A GPU that nobody has
-measured is taken by its roofline: the slower of its products of matrices, at the share of them that self-attention
-reached on the CPU, and of reading the weights once.
+The encoder reads an image in windows of its side, each on its own, and their tokens are one grid. One window and its
+prompt were measured on a CPU; other sizes and models take as long as their multiply-accumulates at the speed that was
+reached there. A GPU that nobody has measured is taken by its roofline: the slower of its products of matrices, at the
+share of them that self-attention reached on the CPU, and of reading the weights once.
 """
 
 import statistics
@@ -34,13 +34,13 @@ class Host:
         return MODELS[self.asked.model]
 
     @property
-    def tiles(self) -> int:
+    def windows(self) -> int:
         return (-(-self.asked.resolution // self.model.vision.side)) ** 2
 
     @property
     def tokens(self) -> int:
         """Visual tokens of an image."""
-        return self.tiles * self.model.tile
+        return self.windows * self.model.window
 
     @property
     def file(self) -> str | None:
@@ -50,12 +50,12 @@ class Host:
 
     @cached_property
     def whole(self) -> float:
-        """Seconds of the prompt of one tile, as measured."""
+        """Seconds of the prompt of one window, as measured."""
         return self.results.must(self.file or "shorten.json", "prefill of the whole prompt") / 1e3
 
     def encode(self) -> Figure:
-        """Seconds until all tiles of the batch are encoded."""
-        macs, count = self.model.encoder.macs * self.tiles * self.asked.batch, self.tiles * self.asked.batch
+        """Seconds until all windows of the batch are encoded."""
+        macs, count = self.model.encoder.macs * self.windows * self.asked.batch, self.windows * self.asked.batch
         row = "encoding the image / prefill of the whole prompt"
         reference = MODELS[MEASURED].encoder.macs
         took = self.results.must(self.file or "shorten.json", row) * self.whole
@@ -66,8 +66,8 @@ class Host:
         """Seconds to read prompts of so many visual tokens and say the first word."""
         macs = self.model.language.prefill_macs(tokens + TEXT) * self.asked.batch
         measured = MODELS[MEASURED]
-        rate = measured.language.prefill_macs(measured.tile + TEXT) / self.whole
-        same = self.asked.model == MEASURED and tokens == measured.tile and self.asked.batch == 1
+        rate = measured.language.prefill_macs(measured.window + TEXT) / self.whole
+        same = self.asked.model == MEASURED and tokens == measured.window and self.asked.batch == 1
         return self._spent("read the prompt", macs, rate, "prefill of the whole prompt", same, self.model.params)
 
     def _spent(self, of: str, macs: int, rate: float, row: str, same: bool, weights: int) -> Figure:
@@ -116,7 +116,7 @@ class Host:
         """Bytes of weights, cache and activations, with attention by a fused kernel."""
         language, batch = self.model.language, self.asked.batch
         prompt = [tokens + TEXT] * language.layers
-        seen = self.model.encoder.peak * self.tiles
+        seen = self.model.encoder.peak * self.windows
         numbers = self.model.params + batch * (language.kv_cache(prompt) + max(seen, language.peak(prompt)))
         each = BYTES[self.asked.device]
         return Figure("memory", numbers * each, "bytes", f"regard.cost, {each} bytes a number", "cost model")

@@ -12,21 +12,21 @@ from regard.cost.vlm import mlp_projector
 
 @dataclass(frozen=True)
 class Model:
-    """An encoder of tiles and the language model that reads them."""
+    """An encoder, which reads images in windows of its side, and the language model that reads its tokens."""
 
     said: str
     vision: ViT
     language: LanguageModel
 
     @cached_property
-    def tile(self) -> int:
-        """Visual tokens of a tile."""
+    def window(self) -> int:
+        """Visual tokens of a window."""
         return self.vision.patches(self.vision.side)
 
     @cached_property
     def encoder(self) -> Cost:
-        """Of a tile, with the projector."""
-        projector = mlp_projector(self.tile, self.vision.dim, self.language.hidden)
+        """Of a window, with the projector."""
+        projector = mlp_projector(self.window, self.vision.dim, self.language.hidden)
         return self.vision.cost(self.vision.side) + projector
 
     @property
@@ -40,7 +40,7 @@ _SMOLLM2 = LanguageModel(
 )
 MODELS = {
     "smollm2_135m": Model("LLaVA of CLIP-B/14 at 336 px and SmolLM2-135M, which was measured", _CLIP_B, _SMOLLM2),
-    "llava_1.5_7b": Model("LLaVA-1.5 7B, in tiles", CLIP_L_336, VICUNA_7B),
-    "llava_1.5_13b": Model("LLaVA-1.5 13B, in tiles", CLIP_L_336, VICUNA_13B),
+    "llava_1.5_7b": Model("LLaVA-1.5 7B", CLIP_L_336, VICUNA_7B),
+    "llava_1.5_13b": Model("LLaVA-1.5 13B", CLIP_L_336, VICUNA_13B),
 }
 MEASURED = "smollm2_135m"

@@ -6,7 +6,7 @@ from regard.bench.advise.candidates import ALL, Candidate
 _MODEL = """import regard
 from regard.vlm.processors import load_model, load_processor
 
-name = "HuggingFaceTB/SmolVLM-256M-Instruct"  # or your own
+name = "Qwen/Qwen2.5-VL-3B-Instruct"  # or your own
 model, processor = load_model(name), load_processor(name)
 content = [{"type": "image", "url": "photo.jpg"}, {"type": "text", "text": "where is the cat?"}]
 inputs = processor.apply_chat_template(
