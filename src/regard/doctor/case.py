@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from regard.doctor.finding import Finding
 from regard.doctor.opening import Patient, patient
 from regard.errors import DataError, ModelError, RegardError, first_line
 from regard.vlm.compose import VLM
@@ -35,9 +36,11 @@ class Case:
 
     @property
     def inputs(self) -> Any:
-        """Raises DataError where there are none, or none of this model."""
+        """Raises DataError where there are none, or none of this model; ModelError for a model of another kind."""
         if self._inputs is None:
             raise DataError(f"{self._why}, and this check runs the model")
+        if self.vlm is None and not hasattr(getattr(self.model, "config", None), "get_text_config"):
+            raise ModelError(f"{type(self.model).__name__} is no model of Hugging Face and no regard.VLM")
         if self.vlm is None and not isinstance(self._inputs, Mapping):
             raise DataError(f"the inputs must be what the processor returns, got {type(self._inputs).__name__}")
         if self.vlm is not None and not isinstance(self._inputs, tuple):
@@ -56,6 +59,11 @@ class Case:
     def runs(self) -> bool:
         """Whether there are inputs to run it with."""
         return self._inputs is not None
+
+    def without(self, check: str) -> Finding:
+        """Of a check that has found nothing in the weights, where there are no inputs to look further with."""
+        reason = f"{self._why}: of this check only the weights were looked at, and nothing is wrong with them"
+        return Finding(check, "skipped", reason, "give a prompt with an image")
 
     @property
     def images(self) -> bool:
@@ -173,8 +181,7 @@ class Case:
 
     @staticmethod
     def _spread(inputs: tuple) -> tuple:
-        prompts, tokens, *more = inputs
-        return prompts, tokens, *more
+        return (*inputs, None, None)[:4]  # with the question and the budget that may be left out
 
     def outputs(self, inputs: Any) -> Float[Tensor, "b l d"]:
         """What the language model's layers give in a run of the whole with other inputs."""
@@ -186,6 +193,7 @@ class Case:
             prompts, *more = self.inputs
             learned = prompts.mask & ~prompts.image
             learned[:, 0] = False
+            learned[:, 1:] &= ~prompts.image[:, :-1]  # an image as a memory says nothing next
             taught = replace(prompts, labels=prompts.ids.where(learned, torch.tensor(UNLEARNED)))
             loss = self.run((taught, *more)).loss
         else:

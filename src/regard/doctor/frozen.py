@@ -25,16 +25,16 @@ def check(case: Case) -> list[Finding]:
         loss = case.loss()
     slopes = gradients(loss, list(learned.values()))
     silent = [name for name, slope in zip(learned, slopes, strict=True) if slope is None or not bool(slope.any())]
-    silent = [name for name in silent if not any(part in name for part in _SOME_ROWS)]
-    silent = [name for name in silent if not _unread(case.model, name)]
+    read = [name for name in learned if not _unread(case.model, name)]
+    silent = [name for name in silent if name in read and not any(part in name for part in _SOME_ROWS)]
     unused = [name for name in silent if not ran.of(name)]
-    return [*_silent([name for name in silent if name not in unused], learned), *_unused(unused)]
+    return [*_silent([name for name in silent if name not in unused], read), *_unused(unused)]
 
 
-def _silent(names: list[str], learned: Iterable[str]) -> list[Finding]:
+def _silent(names: list[str], read: list[str]) -> list[Finding]:
     found = []
     for part, several in _by_part(names).items():
-        whole = sum(_part(name) == part for name in learned)
+        whole = sum(_part(name) == part for name in read)
         evidence = f"no gradient reaches {len(several)} of {whole} parameters of {part}: {listed(several)}"
         grave = len(several) == whole
         advice = "look for no_grad, detach, a rounding or a shut gate between them and the loss"

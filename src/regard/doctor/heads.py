@@ -30,7 +30,9 @@ def check(case: Case) -> list[Finding]:
     """Sizes as they are written; scale, sharing and worth as they are seen in a run, where there are inputs."""
     layers = _layers(case.model)
     found = [finding for layer in layers for finding in _sizes(layer)]
-    return [*found, *_run(case, layers)] if case.runs or not found else found
+    if not case.runs:
+        return found or [case.without("heads")]
+    return [*found, *_run(case, layers if case.images else [x for x in layers if x.part == "language"] or layers)]
 
 
 def _layers(model: nn.Module) -> list[AttentionLayer]:
@@ -129,8 +131,9 @@ class _Heads:
         for name in _SCALES:
             if (value := getattr(config, name, None)) is not None:
                 wanted = value if name == "attention_multiplier" else value**-0.5
-        normed = layer.part != "language" or hasattr(module, "q_norm")  # then 1 may be meant
-        if not math.isclose(scale, wanted, rel_tol=1e-3) and not (normed and scale == 1):
+        before = getattr(module, "scaling", None) == wanted  # queries that were scaled, as OPT's
+        meant = scale == 1 and (before or layer.part != "language" or hasattr(module, "q_norm"))
+        if not math.isclose(scale, wanted, rel_tol=1e-3) and not meant:
             self.scales.append(f"{layer.name} scales by {scale:.4g}, and heads of {size} by {wanted:.4g}")
 
     def _pairs(self, layer: AttentionLayer, kernel: Kernel) -> None:

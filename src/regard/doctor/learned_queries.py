@@ -57,8 +57,9 @@ def _collapsed(rows: Float[Tensor, "k d"], what: str) -> list[Finding]:
 def distinct(rows: Float[Tensor, "k d"]) -> int:
     """How many rows there are, those counted as one that point the same way."""
     unit = F.normalize(rows.double(), dim=1)
-    near = unit @ unit.T > _ONE
+    nothing = unit.norm(dim=1) < 0.5
     left = torch.arange(len(rows), device=rows.device)
+    near = (unit @ unit.T > _ONE) | (nothing[:, None] & nothing) | (left[:, None] == left)
     for _ in range(len(rows)):  # the lowest number of a group reaches all of it
         lower = torch.where(near, left, len(rows)).amin(dim=1)
         if torch.equal(lower, left):

@@ -21,19 +21,43 @@ _IMAGES_BOTH_WAYS = {"gemma3", "gemma3n", "gemma4"}
 
 def check(case: Case) -> list[Finding]:
     """Columns seen that should not be, columns unseen that should be, and what leaks between rows of a batch."""
-    return [*_unmasked(case), *_seen(case), *_rows(case), *_before_images(case)]
+    wrong = _given(case)
+    if any(f.severity == "error" for f in wrong):
+        return wrong
+    wrong += _seen(case)
+    return wrong if any(f.severity == "error" for f in wrong) else [*wrong, *_rows(case), *_before_images(case)]
 
 
 def _error(evidence: str, advice: str) -> Finding:
     return Finding("masks", "error", evidence, advice)
 
 
-def _unmasked(case: Case) -> list[Finding]:
-    """Padding that no mask tells of."""
-    if case.vlm is not None or "input_ids" not in case.inputs or "attention_mask" in case.inputs:
+def _given(case: Case) -> list[Finding]:
+    """The mask among the inputs: one that hides all, or words in the midst; and padding that no mask tells of."""
+    if case.vlm is not None or "input_ids" not in case.inputs:
         return []
+    ids, mask = case.inputs["input_ids"], case.inputs.get("attention_mask")
+    if mask is None:
+        return _unmasked(case, ids)
+    if mask.shape != ids.shape:
+        return []
+    if not bool(mask.any(dim=1).all()):
+        return [_error("the attention_mask of a prompt hides all of it", "1 (or True) is what may be seen, 0 what not")]
+    if not (hidden := int(_holes(mask).sum())):
+        return []
+    evidence = f"the attention_mask hides {hidden} tokens in the midst of the prompt"
+    return [Finding("masks", "warning", evidence, "mask padding alone, unless tokens are dropped by it on purpose")]
+
+
+def _holes(mask: Tensor) -> Bool[Tensor, "b l"]:
+    """Columns that are hidden between columns that are not."""
+    seen = mask.bool()
+    return ~seen & (seen.long().cumsum(dim=1) > 0) & (seen.flip(1).long().cumsum(dim=1).flip(1) > 0)
+
+
+def _unmasked(case: Case, ids: Tensor) -> list[Finding]:
     text = case.model.config.get_text_config()
-    pad, ids = text.pad_token_id, case.inputs["input_ids"]
+    pad = text.pad_token_id
     if pad is None or pad in (text.bos_token_id, text.eos_token_id):
         return []
     count = int(((ids[:, 0] == pad) | (ids[:, -1] == pad)).sum())

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from regard.doctor.capture import capture
 from regard.doctor.case import Case
 from regard.doctor.finding import Finding, listed
-from regard.errors import DataError, RegardError
+from regard.errors import DataError, ModelError, RegardError
 
 MASSIVE, TIMES = 100.0, 1000.0
 TAU, NARROW = 20.0, 0.8
@@ -96,9 +96,10 @@ def attention_share(case: Case) -> Float[Tensor, " s"]:
     words = case.words()
     if not words:
         raise DataError("the prompt has no word after its image: put the question there")
-    # the run is the language model's alone, so what stands before an image is not asked for by name
     with capture(case.model, queries=torch.tensor(words)) as seen, torch.no_grad():
         case.run()
+    if not seen.calls:
+        raise ModelError(f"nothing that {listed(list(seen.names.values()), 2)} does is a softmax that can be seen")
     layers = [number for place, number in enumerate(seen.layers) if place >= min(FIRST, len(seen.layers) - 1)]
     rows = [seen.of(number).weights[0].mean(dim=(0, 1)) for number in layers]
     return torch.stack([row / row.sum().clamp(min=1e-12) for row in rows]).mean(dim=0)
