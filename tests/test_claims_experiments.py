@@ -131,7 +131,8 @@ def test_a_sink_appears_and_removing_it_adds_little():
 def test_a_hidden_token_is_seen_by_none():
     torch.manual_seed(0)
     model, (noise, words) = sinks.Reader(), sinks.Text(0).batch(3)
-    _, weights, _ = model(noise, words[:, :-1], 1)
+    with torch.no_grad():
+        _, weights, _ = model(noise, words[:, :-1], 1)
     assert float(weights[..., 2:, 1].abs().max()) == 0
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:-1]))
 
@@ -160,7 +161,7 @@ def test_without_a_cascade_it_says_what_to_run(tmp_path: Path):
 
 
 def test_memory_grows_as_the_kernel_lets_it():
-    found = by_name(memory.run((256, 512, 1024), (8, 16, 32)))
+    found = by_name(memory.run((1024, 2048), (8, 16, 32)))
     assert found["peak memory, self-attention, scores written out"].mean == pytest.approx(2, abs=0.1)
     assert found["peak memory, self-attention, fused kernel"].mean < 1.2
     assert found["peak memory, 64 learned queries in image tokens, scores written out"].mean == pytest.approx(
