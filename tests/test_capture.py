@@ -103,6 +103,16 @@ def test_language_models_give_the_rows_of_their_eager_kernel(pair):
 
 
 @torch.no_grad()
+def test_a_kernel_that_is_causal_without_a_mask(pair):
+    model, eager = pair
+    ids = prompt()["input_ids"]
+    with regard.capture(model, queries="all") as seen:
+        model(input_ids=ids)
+    assert furthest(seen, eager(input_ids=ids, output_attentions=True).attentions) < NEAR
+    assert bool((seen.weights(0)[..., 0, 1:] == 0).all())
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("cache", [None, "static"])
 def test_answers_are_the_same_and_each_token_of_them_has_its_row(pair, cache):
     model, eager = pair
@@ -145,12 +155,12 @@ def test_a_prompt_read_in_chunks_has_all_its_rows():
 def test_layers_heads_and_rows_are_those_asked_for(models):
     model, inputs = models("llava"), tiny_vlms.inputs("llava", [1, 2])
     whole = models("llava", "eager")(**inputs, output_attentions=True).attentions
-    with regard.capture(model, layers=[-1, 1], heads=[3, -4], queries=[70, -2]) as seen:
+    with regard.capture(model, layers=[-1, 1], heads=[2, -3], queries=[70, -2]) as seen:
         model(**inputs)
     length = inputs["input_ids"].shape[1]
     assert seen.layers == (1, 3)
     assert seen.columns().tolist() == [[70, length - 2]] * 2
-    assert torch.allclose(seen.weights(-1), whole[3][:, [3, 0]][:, :, [70, -2]], atol=NEAR)
+    assert torch.allclose(seen.weights(-1), whole[3][:, [2, 1]][:, :, [70, -2]], atol=NEAR)
     with regard.capture(model, layers=2, heads="mean", queries=torch.tensor([[60], [30]])) as seen:
         model(**inputs)
     wanted = torch.stack((whole[2][0, :, 60], whole[2][1, :, 30])).mean(dim=1)[:, None, None]
