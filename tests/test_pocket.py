@@ -14,8 +14,9 @@ from regard.bench import mechanisms as bench
 from regard.bench.tasks.asked.wording import KINDS
 from regard.bench.tasks.seen import Sight, Sights
 from regard.errors import BudgetError, DataError, ModelError
+from regard.train.guide import GUIDE
 from regard.train.loop import Recipe
-from regard.train.pocket import BUDGETS, Kept, taught, train
+from regard.train.pocket import BUDGETS, NAMING, Kept, grounded, grounding, taught, train, watched
 from regard.vlm import pocket as module
 from regard.vlm.pocket import MAKING, MECHANISMS, SELECTING, Pocket, unknown_words
 from regard.vlm.pocket_ask import TRAINED_ON, ask_pocket
@@ -121,6 +122,59 @@ def test_a_run_is_of_its_scenes_alone(tmp_path):
         other = Sights((scene, *data.scenes[1:]), data.reference, data.decided)
         with pytest.raises(DataError, match="holds a run with scenes"):
             train(WORDS, other, Recipe(1, batch=4), tmp_path)
+
+
+def seen_of(model: Pocket, kinds: list[str], covered: torch.Tensor):
+    """What a pass over two scenes of noise shows, and their visual tokens' places in it."""
+    batch = sights().batch([(0, 0), (1, 1)])
+    vlm = model.vlm("pool")
+    model.decoder.set_attn_implementation("eager")  # pyright: ignore
+    from regard.vlm.interleaved import IMAGE, interleaved
+
+    prompts = interleaved(vlm.tokenizer, [IMAGE + ask for ask in batch.asks], [1] * 2, batch.answers)
+    with watched(vlm) as seen:
+        vlm(prompts, batch.tokens, batch.question, 9)
+    return vlm, seen, grounding(vlm, seen, covered, kinds)
+
+
+def test_attention_is_drawn_to_the_things_from_the_word_before_the_answer(model):
+    covered = torch.zeros(2, 9)
+    covered[0, 4], covered[1, 2] = 1.0, 0.5
+    _, seen, (guided, named) = seen_of(model, ["where", "where"], covered.flatten())
+    prompt, attention = seen.prompt[0], seen.attention[0]
+    wanted = []
+    for row, place in enumerate((4, 2)):
+        before = int((prompt.labels[row] >= 0).int().argmax()) - 1
+        column = int(prompt.image[row].nonzero()[place])
+        wanted.append(-np.log(float(attention[row, :, before, column].mean()) + 1e-4))
+    assert float(guided) == pytest.approx(GUIDE * np.mean(wanted), rel=1e-5)
+    assert float(named) == 0, "where a thing is cannot be seen at it"
+
+
+def test_what_is_there_is_named_at_its_tokens(model):
+    covered = torch.zeros(2, 9)
+    covered[0, 4], covered[1, 2] = 0.6, 0.4
+    vlm, seen, (_, named) = seen_of(model, ["colour", "colour"], covered.flatten())
+    prompt = seen.prompt[0]
+    column = int(prompt.image[0].nonzero()[4])
+    logits = vlm.language_model.lm_head(seen.hidden[0][0, column])  # pyright: ignore
+    word = prompt.labels[0][prompt.labels[0] >= 0][0]
+    assert float(named) == pytest.approx(NAMING * -float(logits.log_softmax(0)[word]), rel=1e-5)
+
+
+def test_nothing_there_draws_nothing(model):
+    _, _, (guided, named) = seen_of(model, ["what", "what"], torch.zeros(18))
+    assert (float(guided), float(named)) == (0, 0)
+
+
+def test_nobody_watches_after_a_pass(model):
+    vlm = model.vlm("qformer")
+    batch = sights().batch([(0, 0)])
+    model.decoder.set_attn_implementation("eager")  # pyright: ignore
+    torch.testing.assert_close(grounded(vlm, batch, 9)[0], taught(vlm, batch, 9)[0])
+    with pytest.raises(BudgetError):
+        grounded(vlm, batch, 0)
+    assert not any(part._forward_hooks for part in vlm.modules())
 
 
 def test_kept_decisions_are_those_of_the_allocator():

@@ -15,9 +15,9 @@ Scenes = Annotated[Path, typer.Option(help="Folder of the scenes as the eye sees
 @train.command()
 def pocket(
     scenes: Scenes = Path("regard-scenes"),
-    epochs: Epochs = 10,
+    epochs: Epochs = 9,
     seed: Seed = 0,
-    batch: Batch = 64,
+    batch: Batch = 32,
     rate: Rate = 1e-3,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("regard-pocket"),
     quiet: Quiet = False,
@@ -27,7 +27,7 @@ def pocket(
     check_writable(out)
     hush()
     from regard.bench import pocket as recipe
-    from regard.train.loop import for_transformers
+    from regard.train.loop import Recipe
 
     with Progress(quiet) as stage:
         given = recipe.scenes(scenes, "train", "val", told=stage)
@@ -38,7 +38,9 @@ def pocket(
                 shown[0] = time.perf_counter()
                 stage(f"epoch {epoch}, {done} questions: loss {loss:.4f}, {100 * accuracy:.1f} % right")
 
-        model = recipe.trained(given["train"], for_transformers(epochs, seed, batch, rate), out, tell)
+        model = recipe.trained(
+            given["train"], Recipe(epochs, seed, batch, rate, decay=0.05, warmup=0.1, clip=1.0), out, tell
+        )
         stage("ask about scenes that were not learned from")
         right = recipe.validated(model, given["val"], out)
     if not quiet:

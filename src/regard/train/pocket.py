@@ -2,28 +2,42 @@
 
 A step draws a mechanism and a budget, and questions about scenes of one size; the loss is that of the answers' words.
 So all mechanisms have the same reader, the same data and as many steps in expectation, and none an adapted decoder.
+
+Scenes say where an answer's things are, so where tokens are a reading of the eye's, two losses help to ground words:
+
+    loss = CE(answer) + GUIDE * -log sum_i a_i c_i + NAMING * sum_{c_i > 1/2} CE(first word | token i)
+
+a_i is the attention of one layer from the word before the answer to visual token i, c_i how much of it the things fill;
+the third is of what is there, such as a name or a colour, not of how many.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Bool
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from regard.allocation import Allocation
 from regard.tokens import Question, VisualTokens
 from regard.train.checkpoint import Checkpoint
+from regard.train.guide import GUIDE, drawn
 from regard.train.loop import Recipe, Tell, fit, settings, silent
 from regard.vlm.bridges import ALL
 from regard.vlm.bridges.projector import Projector
-from regard.vlm.compose import VLM
-from regard.vlm.interleaved import IMAGE, UNLEARNED, interleaved
+from regard.vlm.compose import VLM, Output
+from regard.vlm.interleaved import IMAGE, UNLEARNED, Interleaved, Spliced, interleaved
 from regard.vlm.pocket import MECHANISMS, Pocket
 
 BUDGETS = (16, 32, 64, 128)
 SHARES = {ALL: 0.5, "recurrent": 0.5}  # of the draws that another mechanism gets
+NAMING = 0.5  # weight of the loss of the words at the things' tokens
+NAMED = ("what", "next", "colour", "read")  # kinds whose answer is there to be seen
+_GUIDED = 3  # layer whose attention is drawn to the things
 _FEWER = 4  # times smaller batches of all tokens
 
 
@@ -41,6 +55,14 @@ class Batch(Protocol):
 
     @property
     def answers(self) -> list[str]: ...
+
+    @property
+    def kinds(self) -> list[str]: ...
+
+    @property
+    def covered(self) -> Float[Tensor, "b n"]:
+        """How much of each token the answer's things fill."""
+        ...
 
 
 class Scenes(Protocol):
@@ -81,6 +103,7 @@ def train(words: Iterable[str], scenes: Scenes, recipe: Recipe, folder: Path, te
     realizing = vlms["relevance"].bridge
     assert isinstance(realizing, Projector)
     realizing.allocator = kept  # pyright: ignore[reportAttributeAccessIssue]
+    decoder: Any = model.decoder
     sides = scenes.sides()
     sizes = torch.tensor([float(len(side)) for side in sides])
     shares = torch.tensor([SHARES.get(name, 1.0) for name in MECHANISMS])
@@ -94,7 +117,8 @@ def train(words: Iterable[str], scenes: Scenes, recipe: Recipe, folder: Path, te
         if name == "relevance":
             kept.groups = scenes.kept(places, budget)
         batch = scenes.batch(places)
-        loss, right = taught(vlms[name], batch, budget)
+        decoder.set_attn_implementation("sdpa" if name == ALL else "eager")  # the first shows no attention
+        loss, right = taught(vlms[name], batch, budget) if name == ALL else grounded(vlms[name], batch, budget)
         return loss, right.double().mean() * len(index)
 
     about = Checkpoint("pocket", {"words": words}, settings(recipe, scenes=scenes.digest()), [])
@@ -104,9 +128,77 @@ def train(words: Iterable[str], scenes: Scenes, recipe: Recipe, folder: Path, te
 
 def taught(vlm: VLM, batch: Batch, budget: int | None) -> tuple[Tensor, Bool[Tensor, " b"]]:
     """The loss of the answers' words, and which answers the model would give by itself, word for word to the end."""
-    prompts = interleaved(vlm.tokenizer, [IMAGE + ask for ask in batch.asks], [1] * len(batch.asks), batch.answers)
-    output: Any = vlm(prompts, batch.tokens, batch.question, budget)
+    prompts = _prompts(vlm, batch)
+    output = vlm(prompts, batch.tokens, batch.question, budget)
+    return output.loss, _right(output, prompts)
+
+
+def grounded(vlm: VLM, batch: Batch, budget: int | None) -> tuple[Tensor, Bool[Tensor, " b"]]:
+    """As `taught`, the loss with those of where the answer's things are, for a bridge whose tokens are a reading."""
+    prompts = _prompts(vlm, batch)
+    with watched(vlm) as seen:
+        output = vlm(prompts, batch.tokens, batch.question, budget)
+    loss, reading = output.loss, output.bridged.reading
+    if isinstance(reading, Allocation):
+        covered = (reading.matrix() @ batch.covered[..., None])[..., 0]
+        loss = loss + sum(grounding(vlm, seen, covered[output.bridged.mask], batch.kinds))
+    return loss, _right(output, prompts)
+
+
+@dataclass(eq=False)
+class Watched:
+    """What the decoder read, one layer's attention (B, H, T, T), and what it ends with (B, T, D)."""
+
+    prompt: list[Spliced] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)
+    hidden: list[Tensor] = field(default_factory=list)
+
+
+@contextmanager
+def watched(vlm: VLM) -> Iterator[Watched]:
+    """See what the decoder does in the next pass, while attention is eager."""
+    seen, model, splice = Watched(), vlm.language_model, vlm.splice
+    decoder: Any = getattr(model, "model")  # noqa: B009
+    hooked: list[tuple[Any, Callable[[Any], None]]] = [
+        (splice, seen.prompt.append),
+        (decoder.layers[_GUIDED].self_attn, lambda made: seen.attention.append(made[1])),
+        (decoder.norm, seen.hidden.append),
+    ]
+    handles = [part.register_forward_hook(lambda _, args, made, keep=keep: keep(made)) for part, keep in hooked]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def grounding(
+    vlm: VLM, seen: Watched, covered: Float[Tensor, " m"], kinds: Sequence[str]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The weighted losses of where the decoder looks, and of the words at the things' tokens; 0 where nothing is there.
+
+    covered: of all visual tokens of the batch, in order.
+    """
+    prompt, attention, hidden = seen.prompt[0], seen.attention[0], seen.hidden[0]
+    there = torch.zeros_like(prompt.embeddings[..., 0]).masked_scatter(prompt.image, covered)
+    rows, asking = torch.arange(len(there)), (prompt.labels[:, 1:] != UNLEARNED).int().argmax(dim=1)
+    most = there.amax(dim=1, keepdim=True)
+    shown = most[:, 0] > 0.1
+    looking = attention[rows, :, asking].mean(dim=1)[shown]
+    guided = drawn(looking, (there / most.clamp(min=1e-6))[shown]) if bool(shown.any()) else there.new_zeros(())
+    named = (there > 0.5) & torch.tensor([kind in NAMED for kind in kinds])[:, None]
+    if not bool(named.any()):
+        return GUIDE * guided, there.new_zeros(())
+    words = prompt.labels[rows, asking + 1]
+    head: Any = vlm.language_model.get_output_embeddings()  # pyright: ignore
+    return GUIDE * guided, NAMING * F.cross_entropy(head(hidden[named]), words[named.nonzero()[:, 0]])
+
+
+def _prompts(vlm: VLM, batch: Batch) -> Interleaved:
+    return interleaved(vlm.tokenizer, [IMAGE + ask for ask in batch.asks], [1] * len(batch.asks), batch.answers)
+
+
+def _right(output: Output, prompts: Interleaved) -> Bool[Tensor, " b"]:
     keep = output.logits.shape[1]
     labels = prompts.labels[:, -keep:][:, 1:]
-    right = (output.logits[:, :-1].argmax(dim=2) == labels) | (labels == UNLEARNED)
-    return output.loss, right.all(dim=1)
+    return ((output.logits[:, :-1].argmax(dim=2) == labels) | (labels == UNLEARNED)).all(dim=1)
