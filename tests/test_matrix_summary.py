@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_an_interval_is_that_of_scipy_and_the_last_step_that_of_the_two_largest(
     noise = np.random.default_rng(0).normal(size=5)
     given = [row(side, slow=1.0, seconds=float(np.exp(0.1 * by)) * patches(side)) for side, by in zip(SIDES, noise)]  # noqa: B905
     found = powers(given[::-1])["self-attention", "time"]
-    theirs = scipy.stats.linregress(
+    theirs: Any = scipy.stats.linregress(
         np.log([patches(side) for side in SIDES]), np.log([one["seconds"] for one in given])
     )
     reach = scipy.stats.t.ppf(0.975, 3) * theirs.stderr
