@@ -158,6 +158,19 @@ def test_nothing_within_the_limits_is_said_with_the_nearest(results):
     assert "--memory" in loosened
 
 
+def test_memory_alone_is_a_limit(results):
+    asked = Asked(1344, "detail", memory=1.25e9)
+    found = advise(asked, results)
+    assert found.lead is not None
+    assert found.lead.title != "all tokens"
+    assert found.lead.memory <= 1.25e9
+    assert any(line.startswith("--memory of ") for line in found.changes)
+    assert any(line.startswith("--memory below ") for line in found.changes)
+    tight = advise(replace(asked, memory=1e6), results)
+    assert tight.lead is None
+    assert "for at most 1 MB" in tight.why
+
+
 def test_the_limits_that_are_named_are_those_at_which_another_leads(results):
     """Each is tried: a little beyond it the one that was named leads."""
     found = rankings(DETAIL, results)[0]
@@ -313,6 +326,16 @@ def test_a_gpu_is_a_roofline_until_one_is_measured(results):
     assert measured.lead is not None
     assert [figure.kind for figure in measured.lead.figures[1:3]] == ["measured", "measured"]
     assert "results/shorten-cuda.json" in measured.lead.figures[1].source
+
+
+def test_a_short_prompt_of_a_large_model_waits_for_its_weights(results):
+    host = Host(Asked(336, device="gpu", model="llava_1.5_7b"), results)
+    model = MODELS["llava_1.5_7b"]
+    short, long = host.prefill(29), host.prefill(576)
+    assert short.value == pytest.approx(2 * model.params / A100["copy"])
+    assert "reading the weights once" in short.source
+    assert long.value == pytest.approx(model.language.prefill_macs(576 + TEXT) / (A100["matmul"] * 0.5))
+    assert "50% of its products" in long.source
 
 
 def test_a_gpu_needs_the_matrix(results):

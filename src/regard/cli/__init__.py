@@ -1,5 +1,5 @@
-"""The command line: `regard look`, `ask`, `tiles`, `calibrate`, `claims`, `cost`, `doctor`, `list`, `train`, `show`
-and `bench`.
+"""The command line: `regard look`, `advise`, `ask`, `tiles`, `calibrate`, `claims`, `cost`, `doctor`, `list`,
+`train`, `show` and `bench`.
 
 Exit codes: 0, 1 for a failure, 2 for a usage that cannot work.
 """
