@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import tiny_vlms
 from regard.doctor import sinks
@@ -43,7 +43,7 @@ def shown(value: float, seed: int = 1) -> tuple[dict[str, Any], int]:
     features = torch.randn(49, 32, generator=torch.Generator().manual_seed(2))
     features[ROW, PLACE] = value
     del inputs["pixel_values"]
-    output = transformers.modeling_outputs.BaseModelOutputWithPooling(pooler_output=[features])
+    output = BaseModelOutputWithPooling(pooler_output=[features])
     first = int((inputs["input_ids"] == tiny_vlms.IMAGE).nonzero()[0, 1])
     return {**inputs, "mm_encoder_outputs": {"image": output}}, first + ROW
 

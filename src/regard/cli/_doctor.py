@@ -115,6 +115,7 @@ def _show(result: "Examination", name: str, written: Path) -> None:
 
     grid = Table("check", "severity", "evidence", "what to do", title=escape(name), title_justify="left")
     grid.columns[0].no_wrap = grid.columns[1].no_wrap = True
+    grid.columns[2].overflow = grid.columns[3].overflow = "fold"
     for finding in result.findings:
         kind = f"[{COLOURS[finding.severity]}]{finding.severity}[/]"
         grid.add_row(finding.check, kind, escape(finding.evidence), escape(finding.advice), end_section=True)

@@ -6,7 +6,6 @@ that are 1000 times apart learn with rates that do not fit (docs/doctor.md).
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -175,10 +174,8 @@ class Watch:
 def _module(name: str) -> str:
     """The part of a model that a parameter is of: what stands before a layer's number, at most two words of it."""
     pieces = name.split(".")
-    with suppress(ValueError):
-        first = next(place for place, piece in enumerate(pieces) if piece.isdecimal())
-        pieces = pieces[:first]
-    return ".".join(pieces[:2]) if len(pieces) > 1 else name
+    first = next((place for place, piece in enumerate(pieces) if piece.isdecimal()), len(pieces))
+    return ".".join(pieces[: min(first, 2)]) or name
 
 
 def _sample(value: Tensor) -> Tensor:
