@@ -300,6 +300,7 @@ def test_a_time_between_those_measured_is_by_the_fitted_power(results):
     assert (
         "gaze tokens/224/1, x 2 for the batch, x (n / n there)^2.00, fitted; between the measured sizes" in time.source
     )
+    assert one.tokens == round(196 * (300 / 224) ** 2)
     beyond_all = advise(Asked(1000, "detail", latency=99.0, train="all"), again(results)).rankings[-1].order[0]
     assert "beyond the measured sizes" in beyond_all.figures[1].source
     eight = advise(Asked(448, "detail", train="all", batch=8), again(results)).rankings[-1].order

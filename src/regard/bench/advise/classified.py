@@ -60,18 +60,21 @@ def _candidate(host: Host, apart: float, run: Run) -> Candidate | None:
     cells = cells_of(host.results, CELLS.get(mechanism, mechanism), "matrix-cuda.jsonl" if own else "matrix.jsonl")
     side, batch = host.asked.resolution, host.asked.batch
     time, memory = (at(cells, key, side, batch) for key in ("seconds", "peak"))
-    if time is None or memory is None:
+    first = min((row["batch"] for row in cells), default=1)
+    tokens = at([row for row in cells if row["batch"] == first], "tokens", side, first)  # of an image
+    if time is None or memory is None or tokens is None:
         return None
     moved = 1.0 if own else host.faster
     where = time.source if moved == 1 else f"{time.source}, / {moved:.3g}: products of {host.speed_source}"
     weights = 4 * cells[0]["parameters"]
-    tokens = min(cells, key=lambda row: abs(row["resolution"] - side))["tokens"]
     figures = (
         Figure(f"right, {task}", accuracy, "%", f"{source}: {what}"),
         Figure("time", time.value / moved, "s", where, time.kind if moved == 1 else "extrapolated"),
         Figure("memory", memory.value + weights, "bytes", f"{memory.source}, and the weights", memory.kind),
     )
-    return Candidate(mechanism, "classifier", "", tokens, apart, None, figures[1].value, figures[2].value, figures)
+    return Candidate(
+        mechanism, "classifier", "", round(tokens.value), apart, None, figures[1].value, figures[2].value, figures
+    )
 
 
 def _points(host: Host) -> tuple[Run, ...]:

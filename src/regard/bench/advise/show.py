@@ -74,6 +74,8 @@ def _ranking(ranking: Ranking) -> Table:
         rated = measure(one.quality, test.unit)
         if one.between:
             rated += f" ({' to '.join(measure(end, test.unit).removesuffix(' %') for end in one.between)})"
-        cost = (f"{one.tokens:,}", "~" * one.extrapolated + amount(one.latency, "s"), amount(one.memory, "bytes"))
+        guessed = one.figures[-1].kind == "extrapolated"
+        held = "~" * guessed + amount(one.memory, "bytes")
+        cost = (f"{one.tokens:,}", "~" * one.extrapolated + amount(one.latency, "s"), held)
         grid.add_row(one.name, *[one.setting] * settings, rated, *cost, "yes" if place < ranking.within else "no")
     return grid
