@@ -43,7 +43,8 @@ def shown(value: float, seed: int = 1) -> tuple[dict[str, Any], int]:
     features = torch.randn(49, 32, generator=torch.Generator().manual_seed(2))
     features[ROW, PLACE] = value
     del inputs["pixel_values"]
-    output = BaseModelOutputWithPooling(pooler_output=[features])
+    listed: Any = [features]
+    output = BaseModelOutputWithPooling(pooler_output=listed)
     first = int((inputs["input_ids"] == tiny_vlms.IMAGE).nonzero()[0, 1])
     return {**inputs, "mm_encoder_outputs": {"image": output}}, first + ROW
 

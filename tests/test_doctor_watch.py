@@ -20,7 +20,8 @@ class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.vision, self.language = nn.Sequential(nn.Linear(7, 11), nn.Tanh()), nn.Linear(11, 5)
+        self.vision: Any = nn.Sequential(nn.Linear(7, 11), nn.Tanh())
+        self.language = nn.Linear(11, 5)
         self.attention_gate = nn.Parameter(torch.tensor(0.5))
         self.cut = False
 
