@@ -16,7 +16,7 @@ from regard.bench.tasks.seen import Sight, Sights
 from regard.errors import BudgetError, DataError, ModelError
 from regard.train.guide import GUIDE
 from regard.train.loop import Recipe
-from regard.train.pocket import BUDGETS, NAMING, Kept, grounded, grounding, taught, train, watched
+from regard.train.pocket import BUDGETS, NAMING, Kept, Things, grounded, grounding, named, taught, train, watched
 from regard.vlm import pocket as module
 from regard.vlm.pocket import MAKING, MECHANISMS, SELECTING, Pocket, unknown_words
 from regard.vlm.pocket_ask import TRAINED_ON, ask_pocket
@@ -149,6 +149,21 @@ def test_attention_is_drawn_to_the_things_from_the_word_before_the_answer(model)
         wanted.append(-np.log(float(attention[row, :, before, column].mean()) + 1e-4))
     assert float(guided) == pytest.approx(GUIDE * np.mean(wanted), rel=1e-5)
     assert float(named) == 0, "where a thing is cannot be seen at it"
+
+
+def test_tokens_learn_the_words_that_are_said_of_them():
+    torch.manual_seed(0)
+    model, generator = Pocket(WORDS), torch.Generator().manual_seed(0)
+    said = ["fox", "top left"] * 30
+    features = torch.randn(2, 512, generator=generator).repeat(30, 1)
+    things = Things(features, torch.rand(60, 4, generator=generator), said)
+    before = named(model, things, 0, passes=1)
+    after = named(model, things, 0, passes=30)
+    assert after < before / 2
+    assert after == pytest.approx(np.log(2) / 2, abs=0.2), "of two words each has a half"
+    assert named(model, Things(features[:0], features[:0, :4], []), 0) == 0
+    untouched = Pocket(WORDS).bridges["qformer"].state_dict().keys()
+    assert untouched == model.bridges["qformer"].state_dict().keys()
 
 
 def test_what_is_there_is_named_at_its_tokens(model):

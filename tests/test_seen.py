@@ -17,6 +17,7 @@ from regard.bench.tasks import seen
 from regard.bench.tasks.asked import Asked
 from regard.bench.tasks.asked.layout import Thing
 from regard.bench.tasks.asked.questions import Pair
+from regard.bench.tasks.seen import Sight, Sights
 from regard.errors import DataError
 from regard.tokens import Question, VisualTokens
 
@@ -135,3 +136,18 @@ def test_scenes_are_encoded_once_and_sorted_by_their_grids(made, tmp_path, monke
     texts.write_text(json.dumps(json.loads(texts.read_text())[:1]) + "[")
     with pytest.raises(DataError, match="train-00000.safetensors.*remove it"):
         made()
+
+
+def test_things_are_named_by_what_is_asked_and_answered():
+    covered = torch.zeros(3, 4)
+    covered[0, 1], covered[1, 2], covered[2, 3] = 0.9, 0.5, 0.3
+    asks, answers = (
+        ["where is the fox?", "what is next to the kite?", "where is the drum?"],
+        ["top left", "cup", "center"],
+    )
+    features = torch.arange(4.0)[:, None].expand(4, 2).half()
+    scene = Sight(2, features, features, torch.zeros(3, 2), covered, ["where", "what", "where"], asks, answers)
+    things = Sights((scene,), torch.zeros(1, 2)).things()
+    assert things.said == ["fox", "cup"], "the drum fills too little; a kite is beside what is meant"
+    assert things.features[:, 0].tolist() == [1, 2]
+    assert things.boxes.tolist() == [[0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1]]

@@ -138,6 +138,21 @@ def test_what_is_asked_changes_what_is_read():
         assert not all(torch.equal(first, other) for other in others)
 
 
+@pytest.mark.parametrize("name", ["all", "pool"])
+def test_a_projector_that_hears_is_told_how_near_each_kept_token_is(name):
+    bridge, deaf = made(name, hearing=True), made(name)
+    assert bridge.hears
+    assert not deaf.hears
+    seen, asked = ragged(), question(3)
+    got = bridge(seen, asked, 5)
+    kept = bridge.allocation(seen, asked, 5).apply(seen)  # pyright: ignore
+    read = bridge.read(kept.features, kept.boxes) + bridge.near(heard(kept, asked)[..., None])  # pyright: ignore
+    wanted = bridge.out(torch.nn.functional.gelu(read))  # pyright: ignore
+    torch.testing.assert_close(got.features[got.mask], wanted[got.mask])
+    assert not torch.equal(got.features, bridge(seen, question(3, seed=9), 5).features)
+    assert torch.equal(deaf(seen, asked, 5).features, deaf(seen, question(3, seed=9), 5).features)
+
+
 def test_heard_is_relevance_of_mean_0_and_deviation_1():
     seen, asked = ragged(), question(3)
     near = heard(seen, asked)
@@ -362,8 +377,8 @@ def test_unknown_names_and_arguments_are_one_line():
 
 def test_arguments_are_complete():
     assert complete("qformer", queries=5)["heads"] == 4
-    assert complete("tome") == {"allocator": "tome", "hidden": None}
-    assert complete("all") == {"allocator": None, "hidden": None}
+    assert complete("tome") == {"allocator": "tome", "hidden": None, "hearing": False}
+    assert complete("all") == {"allocator": None, "hidden": None, "hearing": False}
     assert complete("recurrent")["glimpses"] == 64
 
 

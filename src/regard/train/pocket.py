@@ -3,6 +3,9 @@
 A step draws a mechanism and a budget, and questions about scenes of one size; the loss is that of the answers' words.
 So all mechanisms have the same reader, the same data and as many steps in expectation, and none an adapted decoder.
 
+First, in some seconds, the projector and the words' embeddings learn to name tokens without the decoder (`named`): what
+is said of a thing is near what its tokens become, so that to find a thing by its name is one match for all names.
+
 Scenes say where an answer's things are, so where tokens are a reading of the eye's, two losses help to ground words:
 
     loss = CE(answer) + GUIDE * -log sum_i a_i c_i + NAMING * sum_{c_i > 1/2} CE(first word | token i)
@@ -15,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +27,7 @@ from torch import Tensor
 
 from regard.allocation import Allocation
 from regard.tokens import Question, VisualTokens
-from regard.train.checkpoint import Checkpoint
+from regard.train.checkpoint import LAST, Checkpoint
 from regard.train.guide import GUIDE, drawn
 from regard.train.loop import Recipe, Tell, fit, settings, silent
 from regard.vlm.bridges import ALL
@@ -38,6 +41,7 @@ SHARES = {ALL: 0.5, "recurrent": 0.5}  # of the draws that another mechanism get
 NAMING = 0.5  # weight of the loss of the words at the things' tokens
 NAMED = ("what", "next", "colour", "read")  # kinds whose answer is there to be seen
 _GUIDED = 3  # layer whose attention is drawn to the things
+_PASSES, _TOKENS, _RATE = 2, 512, 2e-3  # of learning to name tokens: over all, tokens of a step, learning rate
 _FEWER = 4  # times smaller batches of all tokens
 
 
@@ -65,8 +69,20 @@ class Batch(Protocol):
         ...
 
 
+class Things(NamedTuple):
+    """Tokens of things that questions are about: features (M, D), boxes (M, 4), and the words that are said of each."""
+
+    features: Float[Tensor, "m d"]
+    boxes: Float[Tensor, "m 4"]
+    said: list[str]
+
+
 class Scenes(Protocol):
     """What is learned from."""
+
+    def things(self) -> Things:
+        """Of all scenes."""
+        ...
 
     def sides(self) -> list[list[tuple[int, int]]]:
         """For each size of grid, the places of all questions: scene and question."""
@@ -121,9 +137,48 @@ def train(words: Iterable[str], scenes: Scenes, recipe: Recipe, folder: Path, te
         loss, right = taught(vlms[name], batch, budget) if name == ALL else grounded(vlms[name], batch, budget)
         return loss, right.double().mean() * len(index)
 
+    if not (folder / LAST).exists():
+        named(model, scenes.things(), recipe.seed)
     about = Checkpoint("pocket", {"words": words}, settings(recipe, scenes=scenes.digest()), [])
     fit(model, step, sum(map(len, sides)), recipe, folder, about, tell)
     return model
+
+
+def named(model: Pocket, things: Things, seed: int, passes: int = _PASSES) -> float:
+    """Teach projector and words what is said of tokens; the mean loss of the last pass, 0 where there are none.
+
+    loss = - mean over the words w that are said of token i of log softmax(E norm(projector(x_i)))_w
+    """
+    if not things.said:
+        return 0.0
+    decoder: Any = model.decoder
+    projector, norm, words = model.bridges["projector"], decoder.model.norm, decoder.get_input_embeddings().weight
+    target = _said(model.tokenizer, things.said, len(words))
+    learned = [*projector.parameters(), words]
+    optimizer = torch.optim.AdamW(learned, lr=_RATE, weight_decay=0.05)
+    generator, losses = torch.Generator().manual_seed(seed), [torch.zeros(())]
+    for turn in range(passes):
+        losses = []
+        for index in torch.randperm(len(target), generator=generator).split(_TOKENS):
+            tokens = VisualTokens(things.features[index, None], things.boxes[index, None])
+            logits = norm(projector(tokens, None).features[:, 0]) @ words.T
+            loss = F.cross_entropy(logits, target[index])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        for group in optimizer.param_groups:
+            group["lr"] = _RATE * (1 - (turn + 1) / passes)
+    return float(torch.stack(losses).mean())
+
+
+def _said(tokenizer: Any, texts: Sequence[str], words: int) -> Float[Tensor, "m w"]:
+    """A distribution over all words for each text, even over those that it has."""
+    whole = {text: torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in set(texts)}
+    rows = torch.zeros(len(texts), words)
+    for row, text in zip(rows, texts, strict=True):
+        row[whole[text]] = 1 / len(whole[text])
+    return rows / rows.sum(dim=1, keepdim=True)
 
 
 def taught(vlm: VLM, batch: Batch, budget: int | None) -> tuple[Tensor, Bool[Tensor, " b"]]:

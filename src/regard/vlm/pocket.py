@@ -55,7 +55,7 @@ class Pocket(nn.Module):
         self.eye = PocketEye()
         self.decoder: nn.Module = LlamaForCausalLM(LlamaConfig(vocab_size=len(self.tokenizer), **DECODER))
         width, dim = self.eye.width, DECODER["hidden_size"]
-        self.bridges = nn.ModuleDict({"projector": Projector(width, dim, hidden=2 * dim)})
+        self.bridges = nn.ModuleDict({"projector": Projector(width, dim, hidden=2 * dim, hearing=True)})
         for name, arguments in MAKING.items():
             self.bridges[name] = load(name, width, dim, **arguments)
 
@@ -73,9 +73,9 @@ class Pocket(nn.Module):
             return found
         shared = self.bridges["projector"]
         assert isinstance(shared, Projector)
-        own = load(mechanism, shared.width, shared.dim, hidden=shared.out.in_features)
+        own = load(mechanism, shared.width, shared.dim, hidden=shared.out.in_features, hearing=True)
         assert isinstance(own, Projector)
-        own.read, own.out = shared.read, shared.out
+        own.read, own.near, own.out = shared.read, shared.near, shared.out
         return own
 
 

@@ -23,16 +23,20 @@ from torch import Tensor
 from regard.allocate.relevance import Relevance
 from regard.bench.tasks.asked import PAIRS, asked
 from regard.bench.tasks.asked.layout import Thing, whole_masks
+from regard.bench.tasks.asked.wording import taken
+from regard.bench.tasks.asked.wording import tokens as tokens_of
 from regard.bench.tasks.fetching import Told
 from regard.errors import DataError
 from regard.eyes import Eye
 from regard.files import write_all, write_whole
 from regard.reading import Grouped
-from regard.tokens import Question, VisualTokens
-from regard.train.pocket import BUDGETS
+from regard.tokens import Question, VisualTokens, grid_boxes
+from regard.train.pocket import BUDGETS, NAMED, Things
 
 CHUNK = 50  # scenes of a file
 
+_OF_OTHERS = ("what", "next", "missing")  # kinds whose question names another thing than the answer's
+_MOSTLY = 0.4  # of a token, that a thing fills
 _MOST = PAIRS[1]  # questions of a scene
 
 
@@ -97,6 +101,21 @@ class Sights:
         for place, scene in enumerate(self.scenes):
             by.setdefault(scene.side, []).extend((place, turn) for turn in range(len(scene.asks)))
         return [by[side] for side in sorted(by)]
+
+    def things(self) -> Things:
+        """The tokens that are mostly of what a question is about, and its names, colours and words."""
+        common, features, boxes, said = taken(), [], [], []
+        for scene in self.scenes:
+            cells = grid_boxes(*[torch.linspace(0, 1, scene.side + 1)] * 2)[0]
+            for turn, kind in enumerate(scene.kinds):
+                words = [word for word in tokens_of(scene.asks[turn]) if word not in common and kind not in _OF_OTHERS]
+                words += tokens_of(scene.answers[turn]) if kind in NAMED else []
+                there = (scene.covered[turn] > _MOSTLY).nonzero()[:, 0]
+                if words:
+                    features.append(scene.features[there])
+                    boxes.append(cells[there])
+                    said += [" ".join(words)] * len(there)
+        return Things(torch.cat(features).float(), torch.cat(boxes), said)
 
     def kept(self, places: Sequence[tuple[int, int]], budget: int) -> Int[Tensor, "b n"]:
         """What `relevance` makes of these at a budget of BUDGETS, as `Allocation.merge` takes it, decided before."""
