@@ -33,7 +33,12 @@ bench: $(READY)
 	$(BIN)/regard bench allocators
 	$(BIN)/regard bench layers
 	$(BIN)/python -m regard.bench.tasks.mosaic
+	$(BIN)/python -m regard.bench.capture
+	$(BIN)/regard bench matrix
+	$(BIN)/regard claims --run
 	$(BIN)/python -m regard.bench.readme
+	$(BIN)/python -m regard.bench.claims
+	$(BIN)/python -m regard.bench.advise
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
