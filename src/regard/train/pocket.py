@@ -6,6 +6,9 @@ So all mechanisms have the same reader, the same data and as many steps in expec
 First, in some seconds, the projector and the words' embeddings learn to name tokens without the decoder (`named`): what
 is said of a thing is near what its tokens become, so that to find a thing by its name is one match for all names.
 
+Kinds of questions join one after the other (`JOIN`): to look at a thing and say what is seen there is learned from
+colours alone in some hundred steps, and serves the other kinds, which learned together from the start do not find it.
+
 Scenes say where an answer's things are, so where tokens are a reading of the eye's, two losses help to ground words:
 
     loss = CE(answer) + GUIDE * -log sum_i a_i c_i + NAMING * sum_{c_i > 1/2} CE(first word | token i)
@@ -17,6 +20,7 @@ the third is of what is there, such as a name or a colour, not of how many.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -34,12 +38,23 @@ from regard.vlm.bridges import ALL
 from regard.vlm.bridges.projector import Projector
 from regard.vlm.compose import VLM, Output
 from regard.vlm.interleaved import IMAGE, UNLEARNED, Interleaved, Spliced, interleaved
-from regard.vlm.pocket import MECHANISMS, Pocket
+from regard.vlm.pocket import MECHANISMS, SELECTING, Pocket
 
 BUDGETS = (16, 32, 64, 128)
 SHARES = {ALL: 0.5, "recurrent": 0.5}  # of the draws that another mechanism gets
 NAMING = 0.5  # weight of the loss of the words at the things' tokens
 NAMED = ("what", "next", "colour", "read")  # kinds whose answer is there to be seen
+JOIN = {  # when a kind is asked from, as a share of all steps
+    "colour": 0.0,
+    "where": 0.1,
+    "exists": 0.25,
+    "count": 0.25,
+    "read": 0.4,
+    "what": 0.5,
+    "next": 0.5,
+    "missing": 0.5,
+}
+_MAKE = 0.25  # from when on mechanisms that make new tokens learn, as a share of all steps
 _GUIDED = 3  # layer whose attention is drawn to the things
 _PASSES, _TOKENS, _RATE = 2, 512, 2e-3  # of learning to name tokens: over all, tokens of a step, learning rate
 _FEWER = 4  # times smaller batches of all tokens
@@ -84,8 +99,8 @@ class Scenes(Protocol):
         """Of all scenes."""
         ...
 
-    def sides(self) -> list[list[tuple[int, int]]]:
-        """For each size of grid, the places of all questions: scene and question."""
+    def sides(self, *kinds: str) -> list[list[tuple[int, int]]]:
+        """For each size of grid, the places of all questions, or of those kinds: scene and question."""
         ...
 
     def batch(self, places: Sequence[tuple[int, int]]) -> Batch: ...
@@ -120,16 +135,24 @@ def train(words: Iterable[str], scenes: Scenes, recipe: Recipe, folder: Path, te
     assert isinstance(realizing, Projector)
     realizing.allocator = kept  # pyright: ignore[reportAttributeAccessIssue]
     decoder: Any = model.decoder
-    sides = scenes.sides()
-    sizes = torch.tensor([float(len(side)) for side in sides])
     shares = torch.tensor([SHARES.get(name, 1.0) for name in MECHANISMS])
+    count = sum(map(len, scenes.sides()))
+
+    @cache
+    def asked(*kinds: str) -> tuple[list[list[tuple[int, int]]], Tensor]:
+        """The places of all questions of these kinds, or of all where there are none, and how many each grid has."""
+        groups = scenes.sides(*kinds)
+        groups = groups if any(groups) else scenes.sides()
+        return groups, torch.tensor([float(len(side)) for side in groups])
 
     def step(index: Tensor, generator: torch.Generator, done: float) -> tuple[Tensor, Tensor]:
-        name = MECHANISMS[int(shares.multinomial(1, generator=generator))]
+        drawn_from = shares[: len(SELECTING)] if done < _MAKE else shares
+        name = MECHANISMS[int(drawn_from.multinomial(1, generator=generator))]
         budget = BUDGETS[int(torch.randint(len(BUDGETS), (), generator=generator))]
-        side = sides[int(sizes.multinomial(1, generator=generator))]
-        count = max(1, len(index) // (_FEWER if name == ALL else 1))
-        places = [side[i] for i in torch.randint(len(side), (count,), generator=generator).tolist()]
+        groups, sizes = asked(*(kind for kind, start in JOIN.items() if start <= done))
+        side = groups[int(sizes.multinomial(1, generator=generator))]
+        most = max(1, len(index) // (_FEWER if name == ALL else 1))
+        places = [side[i] for i in torch.randint(len(side), (most,), generator=generator).tolist()]
         if name == "relevance":
             kept.groups = scenes.kept(places, budget)
         batch = scenes.batch(places)
@@ -140,7 +163,7 @@ def train(words: Iterable[str], scenes: Scenes, recipe: Recipe, folder: Path, te
     if not (folder / LAST).exists():
         named(model, scenes.things(), recipe.seed)
     about = Checkpoint("pocket", {"words": words}, settings(recipe, scenes=scenes.digest()), [])
-    fit(model, step, sum(map(len, sides)), recipe, folder, about, tell)
+    fit(model, step, count, recipe, folder, about, tell)
     return model
 
 

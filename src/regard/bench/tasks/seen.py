@@ -95,11 +95,12 @@ class Sights:
             *([getattr(one, name)[turn] for one, (_, turn) in zip(several, places, strict=True)] for name in _FIELDS),
         )
 
-    def sides(self) -> list[list[tuple[int, int]]]:
-        """For each size of grid, smallest first, the places of all questions: scene and question."""
+    def sides(self, *kinds: str) -> list[list[tuple[int, int]]]:
+        """For each size of grid, smallest first, the places of all questions, or of those kinds: scene and question."""
         by: dict[int, list[tuple[int, int]]] = {}
         for place, scene in enumerate(self.scenes):
-            by.setdefault(scene.side, []).extend((place, turn) for turn in range(len(scene.asks)))
+            turns = [turn for turn, kind in enumerate(scene.kinds) if not kinds or kind in kinds]
+            by.setdefault(scene.side, []).extend((place, turn) for turn in turns)
         return [by[side] for side in sorted(by)]
 
     def things(self) -> Things:
