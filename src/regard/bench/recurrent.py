@@ -36,7 +36,7 @@ CANVASES = (60, 100, 400, 1600)
 def main(runs: Path, add: bool = False) -> None:
     """Read every finished run of RAM in a folder of runs, measure the costs, and write results/ram.json.
 
-    A run that another began with has no row of its own.
+    A run that another began with has no row of its own. add: to what results hold, with the costs that they have.
     """
     made, found, notes = provenance(), defaultdict(list), {}
     folders = [folder for folder in sorted(runs.glob("*")) if (folder / "metrics.json").exists()]
@@ -54,7 +54,7 @@ def main(runs: Path, add: bool = False) -> None:
     if not found:
         raise DataError(f"{str(runs)!r} holds no finished run of RAM: run regard train ram --out {runs}/NAME")
     rows = [row for key, errors in sorted(found.items()) for row in _error_rows(key, errors)]
-    publish("ram", f"regard bench ram --runs {runs}", [*rows, *costs()], made, notes=notes, add=add)
+    publish("ram", f"regard bench ram --runs {runs}", [*rows, *([] if add else costs())], made, notes=notes, add=add)
 
 
 def _error_rows(key: tuple[str, int, str, str], errors: list[tuple[float, float]]) -> list[Row]:
