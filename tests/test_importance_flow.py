@@ -34,7 +34,7 @@ def test_rows_are_those_of_the_whole_matrices(models, name, method):
     slopes = None
     if method == "gradient":
         slopes = torch.autograd.grad(logits.gather(1, found.target[:, None]).sum(), out.attentions)
-    wanted = dense(out.attentions, slopes)[:, -1]
+    wanted = dense(out.attentions, slopes)[:, -1].detach()
     wanted = wanted.masked_fill(inputs["attention_mask"] == 0, 0)
     scale = float(wanted.max())
     assert torch.allclose(found.columns, wanted, atol=2e-4 * scale, rtol=1e-3)

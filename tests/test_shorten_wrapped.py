@@ -80,6 +80,7 @@ def test_a_device_map(models, vlm_folder, tmp_path, away):
             assert torch.equal(model(**short).logits, want)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's, as it compiles
 def test_a_compiled_encoder_is_said_to_be_one(models):
     model = deepcopy(models("llava"))
     model.model.vision_tower = torch.compile(model.model.vision_tower, backend="eager")
