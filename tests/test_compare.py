@@ -1,6 +1,7 @@
 """What changed between two runs over the same items, and whether it is more than chance."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,10 @@ def test_means_and_intervals_are_of_the_pairs(tmp_path):
         ).confidence_interval
         near = {"right": 1.01 / 41, "seconds": 0.02 * differences.std()}[one.name]  # answers come in steps of 1 / 41
         assert [one.low, one.high] == pytest.approx(list(theirs), abs=near)
-        assert one.low < one.difference < one.high
+        low, high = [one.low, one.high]
+        assert low is not None
+        assert high is not None
+        assert low < one.difference < high
 
 
 def test_the_interval_is_the_same_drawn_in_parts_and_covers_as_it_says(monkeypatch):
@@ -64,7 +68,7 @@ def test_quantiles_of_t_are_those_of_scipy(freedom):
 def test_a_slope_and_its_interval_are_those_of_scipy():
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=7), rng.normal(size=7)
-    theirs = scipy.stats.linregress(x, y)
+    theirs: Any = scipy.stats.linregress(x, y)
     reach = scipy.stats.t.ppf(0.975, 5) * theirs.stderr
     assert slope(x, y) == pytest.approx((theirs.slope, theirs.slope - reach, theirs.slope + reach), rel=1e-4)
 
