@@ -11,6 +11,7 @@ from safetensors.torch import save_model
 
 from regard.allocate import load
 from regard.bench import mechanisms as bench
+from regard.bench import pocket as made_pocket
 from regard.bench.tasks.asked.wording import KINDS
 from regard.bench.tasks.seen import Sight, Sights
 from regard.errors import BudgetError, DataError, ModelError
@@ -264,6 +265,26 @@ def test_missing_weights_are_one_line(tmp_path, monkeypatch):
     module.pocket.cache_clear()
     with pytest.raises(ModelError, match="model.safetensors' are missing"):
         module.pocket()
+
+
+def test_a_run_becomes_the_packages_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, package = tmp_path / "run", tmp_path / "package"
+    trained = train(WORDS, sights(), Recipe(1, batch=8), run).requires_grad_(False).eval()
+    with pytest.raises(DataError, match="was not trained to its end"):
+        made_pocket.export(run, package)
+    made_pocket.validated(trained, sights(8), run)
+    made_pocket.export(run, package)
+    monkeypatch.setattr(module, "FOLDER", package)
+    module.pocket.cache_clear()
+    again = module.pocket()
+    for (name, one), other in zip(trained.state_dict().items(), again.state_dict().values(), strict=True):
+        torch.testing.assert_close(one.half().float(), other, msg=name)
+    about = json.loads((package / "about.json").read_text())
+    assert about["settings"]["scenes"] == sights().digest()
+    shown = json.loads((tmp_path / "results" / "pocket.json").read_text())
+    assert {row["name"] for row in shown["rows"]} == {f"{name}: right" for name in MECHANISMS}
+    module.pocket.cache_clear()
 
 
 def test_the_benchs_rows_are_of_the_questions_that_were_right(model):

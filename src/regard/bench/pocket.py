@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import save, save_model
 
 from regard.bench.mechanisms import asking
-from regard.bench.results import provenance
+from regard.bench.results import Row, provenance, publish
 from regard.bench.tasks.asked import asked, vocabulary
 from regard.bench.tasks.asked.wording import KINDS
 from regard.bench.tasks.fetching import Told
 from regard.bench.tasks.seen import Sights, seen
+from regard.errors import DataError
 from regard.eyes.embedded import EmbeddedEye
 from regard.eyes.pocket import WEIGHTS, PocketEye, fitted
 from regard.files import write_whole
@@ -75,13 +76,24 @@ def restored(run: Path | None) -> Pocket:
 
 
 def export(run: Path, folder: Path = FOLDER) -> None:
-    """Write a run's weights, in half precision, and what made them, into the package. Raises DataError."""
+    """Write a run's weights, in half precision, and what made them, into the package, and what it answered into
+    results/pocket.json. Raises DataError where there is no such run, or one that was not validated.
+    """
     state, model = Checkpoint.load(run), restored(run)
+    if not (run / "metrics.json").exists():
+        raise DataError(f"{str(run)!r} was not trained to its end: run regard train pocket --out {run} again")
+    found = json.loads((run / "metrics.json").read_text())
+    made = {name: found.pop(name) for name in ("date", "commit", "machine", "versions")}
     folder.mkdir(exist_ok=True)
     save_model(model.half(), str(folder / "model.safetensors"))
-    about = {"words": state.arguments["words"], "settings": state.settings, "digest": state.digest, **provenance()}
+    about = {"words": state.arguments["words"], "settings": state.settings, "digest": state.digest, **made}
     about["seconds"] = round(sum(row["seconds"] for row in state.history), 1)
     write_whole(folder / "about.json", json.dumps(about) + "\n")
+    rows = [Row(f"{name}: right", rate, "%") for name, rate in found["right"].items()]
+    kinds = [[name, *(f"{rate:.1f}" for rate in of.values())] for name, of in found["kinds"].items()]
+    tables = {"kinds": {"columns": ["right, %", *KINDS], "rows": kinds}}
+    notes = {**state.settings, "questions": found["questions"], "tokens": 64, "seconds": about["seconds"]}
+    publish("pocket", "regard train pocket", rows, made, seed=state.settings["seed"], notes=notes, tables=tables)
 
 
 if __name__ == "__main__":
