@@ -85,7 +85,9 @@ def export(run: Path, folder: Path = FOLDER) -> None:
     found = json.loads((run / "metrics.json").read_text())
     made = {name: found.pop(name) for name in ("date", "commit", "machine", "versions")}
     folder.mkdir(exist_ok=True)
-    save_model(model.half(), str(folder / "model.safetensors"))
+    weights = folder / "model.safetensors"
+    save_model(model.half(), str(weights))
+    weights.chmod(0o644)  # it is made for its owner alone
     about = {"words": state.arguments["words"], "settings": state.settings, "digest": state.digest, **made}
     about["seconds"] = round(sum(row["seconds"] for row in state.history), 1)
     write_whole(folder / "about.json", json.dumps(about) + "\n")
