@@ -25,8 +25,8 @@ from regard.vlm.pocket import SELECTING, Pocket, pocket, unknown_words
 
 TRAINED_ON = (
     "the pocket model was trained on composed scenes: cut-outs, shapes and signs on photos, and questions about what, "
-    "where, how many, which colour, what is next to it, what is written and what is missing; it was trained briefly and "
-    "is often wrong (docs/pocket.md); ask about other pictures with --model"
+    "where, how many, which colour, what is next to it, what is written and what is missing; it was trained briefly "
+    "and is often wrong (docs/pocket.md); ask about other pictures with --model"
 )
 
 
