@@ -82,6 +82,7 @@ def test_a_device_map(models, vlm_folder, tmp_path, away):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's, as it compiles
 def test_a_compiled_encoder_is_said_to_be_one(models):
+    torch.compiler.reset()  # what others compiled of it may have used up the number of times that it is compiled
     model = deepcopy(models("llava"))
     model.model.vision_tower = torch.compile(model.model.vision_tower, backend="eager")
     inputs = tiny.inputs("llava", [1])
