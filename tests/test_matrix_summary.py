@@ -189,3 +189,17 @@ def test_the_committed_matrix_is_summed_up_as_it_stands():
 def test_a_power_says_its_interval():
     power = Power("linear", "time", 1.04, 0.9, 1.2, 1.1, 5)
     assert str(power) == "1.04 (0.90 to 1.20)"
+
+
+def test_a_policy_has_the_cost_of_its_own_runs(tmp_path):
+    name = "cluttered, 6 glimpses{}, one run an image"
+    rows = [{"name": name.format(policy), "value": 10.0} for policy in ("", ", random policy")]
+    sizes = {"learned": 3, "random": 1}
+    notes = {
+        policy: {"task": "cluttered", "glimpses": 6, "glimpse": 12, "scales": scales, "policy": policy}
+        for policy, scales in sizes.items()
+    }
+    for several in (notes, dict(reversed(notes.items()))):
+        (tmp_path / "ram.json").write_text(json.dumps({"rows": rows, "notes": several}))
+        cost = {one.what: one.macs for one in points(tmp_path)}
+        assert cost["RAM, 6 glimpses, 1 run"] > cost["RAM, 6 glimpses, random policy, 1 run"]

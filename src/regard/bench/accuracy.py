@@ -55,7 +55,9 @@ def _ram(data: dict[str, Any], rows: dict[str, float]) -> Iterator[Point]:
         if about is None:
             continue
         task, glimpses, random, kind = about[1], int(about[2]), about[3] or "", about[4]
-        notes = [one for one in data["notes"].values() if (one["task"], one.get("glimpses")) == (task, glimpses)]
+        asked = (task, glimpses, "random" if random else "learned")
+        runs = data["notes"].values()
+        notes = [one for one in runs if (one["task"], one.get("glimpses"), one.get("policy", "learned")) == asked]
         if notes:
             macs = _made(RecurrentAttention, notes[-1]).macs * (COPIES if kind == "mean" else 1)
             what = f"RAM, {glimpses} glimpses{random}, {f'{COPIES} runs' if kind == 'mean' else '1 run'}"

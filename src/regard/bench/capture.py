@@ -10,12 +10,12 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from regard.bench.results import Row, provenance, publish
+from regard.vlm.measure import PeakMemory
 
 KINDS = ("plain", "captured", "captured, mean of heads")
 ROWS = 32
@@ -67,7 +67,7 @@ def run(kind: str, tokens: int) -> dict[str, float]:
     heads: Any = "mean" if "mean" in kind else None
     with torch.no_grad():
         plain = model(input_ids=short, use_cache=False).logits
-        before = _forget()
+        memory = PeakMemory(torch.device("cpu"))
         watched = (
             nullcontext() if kind == "plain" else capture(model, heads=heads, queries=range(tokens - ROWS, tokens))
         )
@@ -75,7 +75,7 @@ def run(kind: str, tokens: int) -> dict[str, float]:
         with watched as seen:
             model(input_ids=prompt, use_cache=False, logits_to_keep=1)
         seconds = time.process_time() - start
-        peak = _peak()
+        peak, before = ((value or 0) / 2**20 for value in (memory.peak, memory.before))
         if seen is not None:
             kept = sum(seen.weights(layer).nbytes for layer in seen.layers) / 2**20
             with capture(model, queries=[-1]):
@@ -99,18 +99,6 @@ def language_model() -> Any:
         tie_word_embeddings=True,
     )
     return transformers.LlamaForCausalLM(config).eval()
-
-
-def _forget() -> float:
-    """Begin to measure the peak of memory anew; gives MiB in use now."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
-
-
-def _peak() -> float:
-    """MiB that this process had at most since then."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":

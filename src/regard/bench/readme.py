@@ -46,15 +46,18 @@ def _table(table: dict) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def written(path: Path, fresh: str, command: str) -> None:
+    """Write a document, or with --check fail where it differs from what it should be, which the command makes."""
+    if "--check" not in sys.argv:
+        write_whole(path, fresh)
+    elif not path.exists() or path.read_text(encoding="utf-8") != fresh:
+        raise SystemExit(f"{path} differs from results/: run {command}")
+
+
 def main() -> None:
     """Fill the documents, or with --check fail where one differs from what the results say."""
     for name in DOCUMENTS:
-        text = Path(name).read_text()
-        fresh = generated(text, Path("results"))
-        if "--check" in sys.argv and fresh != text:
-            raise SystemExit(f"{name} differs from results/: run python -m regard.bench.readme")
-        if "--check" not in sys.argv:
-            write_whole(name, fresh)
+        written(Path(name), generated(Path(name).read_text(), Path("results")), "python -m regard.bench.readme")
 
 
 if __name__ == "__main__":

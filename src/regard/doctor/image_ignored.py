@@ -16,6 +16,7 @@ from regard.doctor.case import Case
 from regard.doctor.finding import Finding
 from regard.errors import DataError
 from regard.tokens import VisualTokens
+from regard.vlm.columns import last_real
 from regard.vlm.interleaved import UNLEARNED
 
 IGNORED, LITTLE = 1e-3, 1e-2  # bits
@@ -71,7 +72,7 @@ def _next(case: Case, inputs: Any, count: int) -> Tensor:
     mask = inputs.get("attention_mask")
     ends = torch.full((len(output.logits),), output.logits.shape[1] - 1, device=output.logits.device)
     if mask is not None and mask.ndim == 2:
-        ends = torch.where(mask.bool(), torch.arange(mask.shape[1], device=mask.device), -1).amax(dim=1)
+        ends = last_real(mask)
     where = ends[:, None] - torch.arange(count - 1, -1, -1, device=ends.device)
     return output.logits.gather(1, where[..., None].expand(-1, -1, output.logits.shape[-1]))
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from regard.doctor.opening import patient
 from regard.doctor.placed import Placed, placed
 from regard.errors import DataError, ModelError
+from regard.vlm.columns import last_real
 from regard.vlm.shorten import shorten
 from regard.vlm.shortened import Shortened
 
@@ -49,8 +50,7 @@ class Probe:
     @property
     def last(self) -> Int[Tensor, " b"]:
         """The column from which each prompt's next token is said."""
-        mask = self.inputs.mask
-        return torch.where(mask.bool(), torch.arange(mask.shape[1], device=mask.device), -1).amax(dim=1)
+        return last_real(self.inputs.mask)
 
     @cached_property
     def logits(self) -> Float[Tensor, "b v"]:

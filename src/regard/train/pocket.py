@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from regard.allocation import Allocation
@@ -156,14 +156,16 @@ def train(words: Iterable[str], scenes: Scenes, recipe: Recipe, folder: Path, te
         if name == "relevance":
             kept.groups = scenes.kept(places, budget)
         batch = scenes.batch(places)
-        decoder.set_attn_implementation("sdpa" if name == ALL else "eager")  # the first shows no attention
-        loss, right = taught(vlms[name], batch, budget) if name == ALL else grounded(vlms[name], batch, budget)
+        guided = name in SELECTING and name != ALL
+        decoder.set_attn_implementation("eager" if guided else "sdpa")  # which shows no attention
+        loss, right = (grounded if guided else taught)(vlms[name], batch, budget)
         return loss, right.double().mean() * len(index)
 
     if not (folder / LAST).exists():
         named(model, scenes.things(), recipe.seed)
-    about = Checkpoint("pocket", {"words": words}, settings(recipe, scenes=scenes.digest()), [])
+    about = Checkpoint("pocket", {"words": words}, settings(recipe, scenes=scenes.digest(), join=JOIN), [])
     fit(model, step, count, recipe, folder, about, tell)
+    decoder.set_attn_implementation("sdpa")
     return model
 
 
@@ -176,16 +178,16 @@ def named(model: Pocket, things: Things, seed: int, passes: int = _PASSES) -> fl
         return 0.0
     decoder: Any = model.decoder
     projector, norm, words = model.bridges["projector"], decoder.model.norm, decoder.get_input_embeddings().weight
-    target = _said(model.tokenizer, things.said, len(words))
+    table, row = _said(model.tokenizer, things.said, len(words))
     learned = [*projector.parameters(), words]
     optimizer = torch.optim.AdamW(learned, lr=_RATE, weight_decay=0.05)
     generator, losses = torch.Generator().manual_seed(seed), [torch.zeros(())]
     for turn in range(passes):
         losses = []
-        for index in torch.randperm(len(target), generator=generator).split(_TOKENS):
+        for index in torch.randperm(len(row), generator=generator).split(_TOKENS):
             tokens = VisualTokens(things.features[index, None], things.boxes[index, None])
             logits = norm(projector(tokens, None).features[:, 0]) @ words.T
-            loss = F.cross_entropy(logits, target[index])
+            loss = F.cross_entropy(logits, table[row[index]])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -195,13 +197,13 @@ def named(model: Pocket, things: Things, seed: int, passes: int = _PASSES) -> fl
     return float(torch.stack(losses).mean())
 
 
-def _said(tokenizer: Any, texts: Sequence[str], words: int) -> Float[Tensor, "m w"]:
-    """A distribution over all words for each text, even over those that it has."""
-    whole = {text: torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in set(texts)}
-    rows = torch.zeros(len(texts), words)
-    for row, text in zip(rows, texts, strict=True):
-        row[whole[text]] = 1 / len(whole[text])
-    return rows / rows.sum(dim=1, keepdim=True)
+def _said(tokenizer: Any, texts: Sequence[str], words: int) -> tuple[Float[Tensor, "u w"], Int[Tensor, " m"]]:
+    """A distribution over all words for each different text, even over those that it has; and the row of each text."""
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    table = torch.zeros(len(places), words)
+    for text, place in places.items():
+        table[place, tokenizer(text, add_special_tokens=False)["input_ids"]] = 1
+    return table / table.sum(dim=1, keepdim=True), torch.tensor([places[text] for text in texts])
 
 
 def taught(vlm: VLM, batch: Batch, budget: int | None) -> tuple[Tensor, Bool[Tensor, " b"]]:

@@ -37,6 +37,11 @@ class Columns:
         return taken.masked_fill(index < 0, pad)
 
 
+def last_real(mask: Tensor) -> Int[Tensor, " b"]:
+    """The last real column of each prompt, -1 where it has none. mask: (B, L), true where a column is real."""
+    return torch.where(mask.bool(), torch.arange(mask.shape[1], device=mask.device), -1).amax(dim=1)
+
+
 def pads_left(mask: Bool[Tensor, "b l"]) -> bool:
     """Whether a prompt is padded on the left: also where it is not padded, as that is what generation needs."""
     return not bool((~mask[:, -1] & mask[:, 0]).any()) or bool((~mask[:, 0]).any())

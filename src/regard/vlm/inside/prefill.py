@@ -11,7 +11,7 @@ from torch import Tensor
 from regard.allocate import top_slots
 from regard.allocation import Allocation
 from regard.errors import DataError, ModelError
-from regard.vlm.columns import Columns, pads_left
+from regard.vlm.columns import Columns, last_real, pads_left
 from regard.vlm.inside.cut import Cut, rows_at
 from regard.vlm.opened import Opened
 
@@ -43,7 +43,7 @@ class Prefill:
         image = (ids == vlm.image_token) & real
         if not bool(image.any()):
             return None
-        last = torch.where(real, torch.arange(ids.shape[1], device=ids.device), -1).amax(dim=1)
+        last = last_real(real)
         if bool(image.gather(1, last.clamp(min=0)[:, None]).any()):
             raise DataError(
                 "a prompt ends with an image token: text must follow, as its last token's attention decides"

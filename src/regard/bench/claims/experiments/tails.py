@@ -7,7 +7,6 @@ alone; the threshold is set so that as many stop at the first stage as `regard b
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +17,7 @@ from regard.bench.tail import stopping
 from regard.errors import DataError
 from regard.mechanisms.cascade import Cascade
 from regard.mechanisms.exits import confidence, exits, for_shares
-
-SIZES: dict[str, Any] = {
-    "classes": 10,
-    "channels": 1,
-    "side": 32,
-    "patch": 4,
-    "width": 64,
-    "depth": 3,
-    "heads": 4,
-    "expand": 2,
-}
+from regard.train.cascade import sizes
 
 
 def run(images: int = 300, results: Path = Path("results")) -> list[Series]:
@@ -40,7 +29,7 @@ def run(images: int = 300, results: Path = Path("results")) -> list[Series]:
         raise DataError("no results/cascade.json says how many images stop at stage 0: run regard bench cascade")
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    two, whole = Cascade(**SIZES, stages=2, keep=[6]).eval(), Cascade(**SIZES, stages=1).eval()
+    two, whole = (Cascade(**sizes("fashion", stages, keep)).eval() for stages, keep in ((2, "6"), (1, None)))
     pixels = torch.randint(0, 256, (images, 1, 32, 32), generator=generator, dtype=torch.uint8)
     with torch.no_grad():
         sure = confidence(torch.stack(two(pixels), dim=1))
