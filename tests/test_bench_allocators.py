@@ -8,7 +8,7 @@ from regard import VisualTokens
 from regard.allocation import Allocation
 from regard.bench.ablations import half_coverage, saliency_quadtree, top_of_field, two_levels
 from regard.bench.allocators import measures
-from regard.bench.intervals import interval
+from regard.intervals import interval
 from regard.relevance.realizer import Realizer
 
 

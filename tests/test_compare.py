@@ -9,7 +9,7 @@ import scipy.stats
 
 from regard import DataError
 from regard.bench.compare import compare
-from regard.bench.intervals import interval, slope, student
+from regard.intervals import interval, slope, student
 
 
 def write(path, rows, end="\n"):
@@ -51,12 +51,31 @@ def test_means_and_intervals_are_of_the_pairs(tmp_path):
 def test_the_interval_is_the_same_drawn_in_parts_and_covers_as_it_says(monkeypatch):
     values = np.random.default_rng(0).normal(size=13)
     whole = interval(values, 3, 997)
-    monkeypatch.setattr("regard.bench.intervals._AT_ONCE", 13 * 7)
+    monkeypatch.setattr("regard.intervals._AT_ONCE", 13 * 7)
     assert interval(values, 3, 997) == whole
     assert interval(values, 4, 997) != whole
     drawn = np.random.default_rng(1).exponential(size=(400, 60)) - 1
     held = [low <= 0 <= high for low, high in (interval(each, 0, 500) for each in drawn)]
     assert 0.88 <= np.mean(held) <= 0.98
+
+
+def test_an_interval_over_groups_draws_them_whole():
+    rng = np.random.default_rng(5)
+    sizes = rng.integers(1, 6, 31)
+    groups = np.repeat(rng.permutation(31), sizes)
+    values = rng.normal(size=31)[groups] + 0.1 * rng.normal(size=len(groups))
+    low, high = interval(values, 3, 4000, groups)
+    means = []
+    for _ in range(4000):
+        drawn = np.concatenate([values[groups == group] for group in rng.integers(0, 31, 31)])
+        means.append(drawn.mean())
+    assert [low, high] == pytest.approx(list(np.quantile(means, (0.025, 0.975))), abs=0.05)
+    alone = interval(values, 3, 4000)
+    assert high - low > 1.5 * (alone[1] - alone[0])
+    order = rng.permutation(len(values))
+    assert interval(values[order], 3, 997, groups[order]) == pytest.approx(interval(values, 3, 997, groups))
+    assert interval(values, 3, 997, np.arange(len(values))) == pytest.approx(interval(values, 3, 997))
+    assert interval(np.zeros(5), 0, 100, np.array([1, 1, 2, 2, 2])) == (0, 0)
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 7, 40])

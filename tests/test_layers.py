@@ -13,7 +13,7 @@ HOUSE = Path(regard.__file__).parent
 # each room may import from the rooms before it
 ORDER = [
     {"errors"},
-    {"amount"},
+    {"amount", "intervals"},
     {"pixels"},
     {"cost", "images", "files"},
     {"tokens"},

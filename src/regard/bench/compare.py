@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from regard.bench.intervals import interval
 from regard.bench.jsonl import read_lines
 from regard.errors import DataError
+from regard.intervals import interval
 
 KEYS = '"id" (text or a whole number) and numbers or true/false, such as {"id": "q7", "right": true, "seconds": 0.21}'
 NO_METRIC = ("id", "schema")

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from regard.bench.allocators import BUDGETS, MEASURES, ON_THE_FIELD, SIMPLE, Cells, mean_states
-from regard.bench.intervals import interval
 from regard.bench.results import Row, publish
+from regard.intervals import interval
 
 WORTH = 0.01  # what a part has to gain on some task before it is worth it
 SHOWN = 0.1  # the budget of the tables that show one

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regard.bench.cells import MECHANISMS, Mechanism, patches
-from regard.bench.intervals import slope
+from regard.intervals import slope
 
 Row = dict[str, Any]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from regard.bench.intervals import student
+from regard.intervals import student
 
 SEEDS = (0, 1, 2)
 

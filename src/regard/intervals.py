@@ -8,14 +8,22 @@ _AT_ONCE = 4_000_000  # values that are drawn together
 _STEPS = 400_001
 
 
-def interval(differences: np.ndarray, seed: int = 0, draws: int = 10_000) -> tuple[float, float]:
+def interval(
+    differences: np.ndarray, seed: int = 0, draws: int = 10_000, groups: np.ndarray | None = None
+) -> tuple[float, float]:
     """The bootstrap 95 % interval of the mean of paired differences, (N,): percentiles of the means of `draws`
-    resamples (Efron 1979).
+    resamples (Efron 1979). groups: (N,), whose differences hang together, as questions about one image do: groups are
+    drawn again, whole.
     """
-    rng, count = np.random.default_rng(seed), len(differences)
+    if groups is None:
+        sums, sizes = differences, np.ones(len(differences))
+    else:
+        _, place = np.unique(groups, return_inverse=True)
+        sums, sizes = np.bincount(place, weights=differences), np.bincount(place)
+    rng, count = np.random.default_rng(seed), len(sums)
     rows = max(1, _AT_ONCE // count)
-    sizes = [min(rows, draws - start) for start in range(0, draws, rows)]
-    means = np.concatenate([differences[rng.integers(0, count, (size, count))].mean(axis=1) for size in sizes])
+    drawn = (rng.integers(0, count, (min(rows, draws - start), count)) for start in range(0, draws, rows))
+    means = np.concatenate([sums[some].mean(axis=1) / sizes[some].mean(axis=1) for some in drawn])
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
 
