@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test oldest check slow bench clean
+.PHONY: demo test oldest check slow bench docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -36,9 +36,14 @@ bench: $(READY)
 	$(BIN)/python -m regard.bench.capture
 	$(BIN)/regard bench matrix
 	$(BIN)/regard claims --run
+	$(MAKE) docs
+
+# what the documents show of results/ and of the code
+docs: $(READY)
 	$(BIN)/python -m regard.bench.readme
 	$(BIN)/python -m regard.bench.claims
 	$(BIN)/python -m regard.bench.advise
+	$(BIN)/python -m regard.reference
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -33,6 +33,7 @@ ORDER = [
     {"report"},
     {"cli", "app", "contract"},
     {"testing"},
+    {"reference"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 REPORT_SEES = {"errors", "record", "trace", "allocation", "tokens", "report"}

@@ -144,10 +144,12 @@ class Allocation:
 
     @property
     def n_in(self) -> int:
+        """How many tokens it reads, padding among them."""
         return self.reading.n_in
 
     @property
     def n_out(self) -> int:
+        """How many tokens it makes, padding among them."""
         return self.reading.shape[1]
 
     @property

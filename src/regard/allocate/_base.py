@@ -19,7 +19,9 @@ from regard.tokens import Question, VisualTokens
 class Allocates(Protocol):
     """Anything that decides."""
 
-    def allocate(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation: ...
+    def allocate(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation:
+        """K = min(budget, valid tokens) outputs for each image."""
+        ...
 
 
 class Explains(ABC):

@@ -46,12 +46,12 @@ def _table(table: dict) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def written(path: Path, fresh: str, command: str) -> None:
-    """Write a document, or with --check fail where it differs from what it should be, which the command makes."""
+def written(path: Path, fresh: str, command: str, source: str = "results/") -> None:
+    """Write a document, or with --check fail where it differs from its source, of which the command makes it."""
     if "--check" not in sys.argv:
         write_whole(path, fresh)
     elif not path.exists() or path.read_text(encoding="utf-8") != fresh:
-        raise SystemExit(f"{path} differs from results/: run {command}")
+        raise SystemExit(f"{path} differs from {source}: run {command}")
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ class GazeTokens:
 
     @property
     def count(self) -> int:
+        """How many tokens all levels have together."""
         sides = [stride * grid for stride, grid in zip(self.strides, self.grids, strict=True)]
         covered = [0, *(side // stride for side, stride in zip(sides, self.strides[1:], strict=False))]
         return sum(grid**2 - inner**2 for grid, inner in zip(self.grids, covered, strict=True))
@@ -28,6 +29,7 @@ class GazeTokens:
         return (self.strides[-1] * self.grids[-1] // self.strides[0]) ** 2
 
     def facts(self, asked: Asked) -> Facts:
+        """Its tokens, beside those of an image that is read evenly."""
         facts = Facts(notes=[f"{self.count} tokens about a gaze where {self.uniform} would read all"])
         facts.add("visual_tokens", self.count, "tokens")
         facts.add("uniform_tokens", self.uniform, "tokens")

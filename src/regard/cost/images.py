@@ -11,9 +11,13 @@ from regard.cost.counted import Cost
 class OfImages(Protocol):
     """A network that reads square images of side x side pixels."""
 
-    def tokens(self, side: int) -> int: ...
+    def tokens(self, side: int) -> int:
+        """How many its last block reads."""
+        ...
 
-    def cost(self, side: int) -> Cost: ...
+    def cost(self, side: int) -> Cost:
+        """Of one image."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class ImageModel:
     applies = frozenset({"resolution"})
 
     def facts(self, asked: Asked) -> Facts:
+        """Raises ShapeError for a resolution that it cannot read."""
         side, facts = checked_side(asked.resolution, self.side, self.unit, self.rule), Facts()
         model = self.published if self.published and asked.convention == "published" else self.model
         facts.add_cost(model.cost(side), asked.batch, model.tokens(side))

@@ -46,6 +46,7 @@ class Seen:
         return f"Seen({self.part}, {len(self._layers)} layers, {self.calls} calls)"
 
     def add(self, layer: AttentionLayer, rows: Rows) -> None:
+        """Keep the rows of one layer of one call."""
         self._kept[layer.number].append(rows)
 
     @property

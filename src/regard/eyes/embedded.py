@@ -48,14 +48,17 @@ class EmbeddedEye:
 
     @property
     def width(self) -> int:
+        """Of its tokens' features."""
         return 1280
 
     @property
     def asked(self) -> int:
+        """Width of its questions' features."""
         return 1000
 
     @property
     def name(self) -> str:
+        """What it is called in records."""
         return "embedded (EfficientNet-Lite0 and MiniLM)"
 
     @cached_property

@@ -31,14 +31,17 @@ class PocketEye:
 
     @property
     def width(self) -> int:
+        """Of its tokens' features."""
         return WIDTH
 
     @property
     def asked(self) -> int:
+        """Width of its questions' features."""
         return self.embedded.asked
 
     @property
     def name(self) -> str:
+        """What it is called in records."""
         return "pocket (EfficientNet-Lite0 and MiniLM)"
 
     def look(self, image: Image.Image) -> VisualTokens:

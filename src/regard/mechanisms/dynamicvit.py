@@ -39,6 +39,7 @@ class Predictor(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "b n d"], policy: Float[Tensor, "b n"] | None = None) -> Float[Tensor, "b n 2"]:
+        """The logarithms of going on and of ending, for each token. policy: what goes on already, 1 or 0; None: all."""
         near, far = F.gelu(self.split(self.norm(x))).chunk(2, dim=2)
         if policy is None:
             mean = far.mean(dim=1, keepdim=True)

@@ -41,9 +41,11 @@ class Convolutions(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
+        """Features of each cell of 16 x 16 pixels."""
         return self.layers(pixels * 2 - 1)
 
     def macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates of an image of height x width pixels."""
         total = 0
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d):
@@ -69,6 +71,7 @@ class Frozen:
         return self.net.cells((padded.cpu() * 255 - 127) / 128, MIDDLE).to(pixels.device)
 
     def macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates of an image of height x width pixels."""
         return self.net.cells_macs(height + -height % STRIDE, width + -width % STRIDE, MIDDLE)
 
 

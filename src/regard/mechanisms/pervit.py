@@ -43,6 +43,7 @@ class Block(nn.Module):
         self.widen, self.narrow = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """The tokens of the grid, in raster order, in and out."""
         near = self.conv(x.transpose(1, 2).unflatten(2, self.grid)).flatten(2).transpose(1, 2)
         x = x + self.attention(self.norm1(x + near))
         return x + self.narrow(F.gelu(self.widen(self.norm2(x))))

@@ -39,6 +39,7 @@ class PixelStem:
         return _parted(pixels, self.patch) * 2 - 1
 
     def macs(self, height: int, width: int) -> int:
+        """None: a patch is its pixels."""
         return 0
 
 
@@ -53,6 +54,7 @@ class EmbeddedStem:
 
     @cached_property
     def net(self) -> EfficientNetLite0:
+        """The network with its installed weights, loaded when first used."""
         return EfficientNetLite0.installed()
 
     def __call__(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n f"]:
@@ -60,6 +62,7 @@ class EmbeddedStem:
         return _parted(cells, 2)
 
     def macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates of an image of height x width pixels."""
         return self.net.cells_macs(height, width, MIDDLE)
 
 

@@ -57,6 +57,7 @@ class ViTLooker(Looker):
 
     @property
     def blocks(self) -> list[TransformerBlock]:
+        """Those of its transformer, first to last."""
         return list(self.vision.blocks)  # pyright: ignore
 
     def embed(self, pixels: Tensor) -> Float[Tensor, "b n d"]:

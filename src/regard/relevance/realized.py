@@ -62,6 +62,7 @@ class Realized:
 
     @property
     def tokens(self) -> VisualTokens:
+        """What was given to each region."""
         return self.measured.tokens
 
     @property

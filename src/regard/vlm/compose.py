@@ -96,6 +96,7 @@ class VLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where its parameters are."""
         return words_of(self.language_model).weight.device
 
     save_pretrained = saved.save_pretrained

@@ -66,6 +66,7 @@ class Results:
             raise DataError(f"{str(self.path)!r} is no folder of results: give one by --results, such as a checkout's")
 
     def has(self, file: str) -> bool:
+        """Whether the folder has a file of this name."""
         return (self.path / file).exists()
 
     def data(self, file: str) -> dict[str, Any]:

@@ -130,6 +130,7 @@ class Places(nn.Module):
         self.map = nn.Linear(4 * _OCTAVES + 4, dim)
 
     def forward(self, boxes: Float[Tensor, "b n 4"]) -> Float[Tensor, "b n d"]:
+        """boxes: x0, y0, x1, y1 in [0, 1]."""
         boxes = boxes.to(torch.promote_types(self.map.weight.dtype, torch.float32))
         low, high = boxes[..., :2], boxes[..., 2:]
         centre = (low + high) / 2
@@ -147,4 +148,5 @@ class Reader(nn.Module):
         self.norm, self.map, self.places = nn.LayerNorm(width), nn.Linear(width, dim), Places(dim)
 
     def forward(self, features: Float[Tensor, "b n c"], boxes: Float[Tensor, "b n 4"]) -> Float[Tensor, "b n d"]:
+        """features, and the boxes of the same tokens."""
         return self.map(self.norm(features.to(self.map.weight.dtype))) + self.places(boxes)
