@@ -42,6 +42,28 @@ def page(record: Record) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
 
+def cards(answers: tuple[Answer, ...]) -> list[dict[str, Any]]:
+    """What was answered, and the time to the first token as shares of the longest."""
+    longest = max((answer.first_token for answer in answers), default=0) or 1
+    found = []
+    for answer in answers:
+        stages = {stage: answer.seconds[stage] for stage in ("vision", "decide", "prefill")}
+        times = [f"{stage} {seconds * 1e3:,.1f} ms" for stage, seconds in stages.items()]
+        after = [] if answer.per_token is None else [f"then {answer.per_token * 1e3:,.1f} ms a token"]
+        memory = [] if answer.memory_peak is None else [f"memory {memory_of(answer)}"]
+        found.append(
+            {
+                "name": name_of(answer),
+                "text": answer.text,
+                "tokens": f"{answer.visual_tokens} visual tokens of {answer.prompt_tokens} in the prompt",
+                "first": f"first token after {answer.first_token * 1e3:,.1f} ms",
+                "shares": {stage: short(seconds / longest) for stage, seconds in stages.items()},
+                "cost": "; ".join([" + ".join(times), *after, *memory]),
+            }
+        )
+    return found
+
+
 def _template() -> str:
     """page.html with the scripts that it names inside."""
     folder = resources.files("regard.report")
@@ -83,7 +105,7 @@ def _data(record: Record) -> dict[str, Any]:
         "picture": {"name": picture.name, "width": picture.width, "height": picture.height, "jpeg": picture.preview},
         "notes": picture.notes,
         "facts": _facts(record),
-        "answers": _answers(record.answers),
+        "answers": cards(record.answers),
         "questions": record.questions,
         "boxes": [short(side, 6) for box in record.boxes for side in box],
         "grid": record.grid,
@@ -113,28 +135,6 @@ def _facts(record: Record) -> dict[str, str]:
         kept, whole = record.looks[0].tokens_out, record.looks[0].tokens_in
         facts["Budget"] = f"{kept} of {whole} tokens kept, {100 * kept / whole:.1f} %"
     return facts
-
-
-def _answers(answers: tuple[Answer, ...]) -> list[dict[str, Any]]:
-    """Cards: what was answered, and the time to the first token as shares of the longest."""
-    longest = max((answer.first_token for answer in answers), default=0) or 1
-    cards = []
-    for answer in answers:
-        stages = {stage: answer.seconds[stage] for stage in ("vision", "decide", "prefill")}
-        times = [f"{stage} {seconds * 1e3:,.1f} ms" for stage, seconds in stages.items()]
-        after = [] if answer.per_token is None else [f"then {answer.per_token * 1e3:,.1f} ms a token"]
-        memory = [] if answer.memory_peak is None else [f"memory {memory_of(answer)}"]
-        cards.append(
-            {
-                "name": name_of(answer),
-                "text": answer.text,
-                "tokens": f"{answer.visual_tokens} visual tokens of {answer.prompt_tokens} in the prompt",
-                "first": f"first token after {answer.first_token * 1e3:,.1f} ms",
-                "shares": {stage: short(seconds / longest) for stage, seconds in stages.items()},
-                "cost": "; ".join([" + ".join(times), *after, *memory]),
-            }
-        )
-    return cards
 
 
 def _looks(record: Record) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -25,22 +26,28 @@ def preview(record: Record) -> Image.Image:
 
 
 def heat_map(record: Record, look: Look) -> Image.Image:
+    """The photo as `lit` by what one look spent."""
+    return lit(preview(record), record.boxes, look.allocation.spent()[0].numpy())
+
+
+def relevance_map(record: Record, question: int) -> Image.Image:
+    """The photo under the eye's own relevance to one question, as `tinted`."""
+    return tinted(preview(record), record.boxes, np.array(record.relevance[question]))
+
+
+def lit(photo: Image.Image, boxes: Sequence[Sequence[float]], spent: np.ndarray) -> Image.Image:
     """The photo where the most tokens are spent, dark and grey where none are, in between by the cube root of the
-    share, so that what one token in thirty stands for can still be seen.
+    share, so that what one token in thirty stands for can still be seen. boxes: of N tokens; spent: (N,).
     """
-    spent = look.allocation.spent()[0].numpy()
-    photo = preview(record)
-    level = _painted(record, np.cbrt(spent / max(spent.max(), 1e-12)), photo.size)
+    level = _painted(boxes, np.cbrt(spent / max(spent.max(), 1e-12)), photo.size)
     dark = np.asarray(photo.convert("L").convert("RGB")) * 0.3
     return Image.fromarray((dark + (np.asarray(photo) - dark) * level[..., None]).round().astype(np.uint8))
 
 
-def relevance_map(record: Record, question: int) -> Image.Image:
-    """The photo under the eye's own relevance to one question, from the lowest (dark) to the highest (bright)."""
-    relevance = np.array(record.relevance[question])
-    low, high = relevance.min(), relevance.max()
-    photo = preview(record)
-    position = _painted(record, (relevance - low) / max(high - low, 1e-12), photo.size) * (len(_VIRIDIS) - 1)
+def tinted(photo: Image.Image, boxes: Sequence[Sequence[float]], values: np.ndarray) -> Image.Image:
+    """The photo, grey, under one value for each box, from the lowest (dark) to the highest (bright). values: (N,)."""
+    low, high = values.min(), values.max()
+    position = _painted(boxes, (values - low) / max(high - low, 1e-12), photo.size) * (len(_VIRIDIS) - 1)
     step = np.floor(position).astype(int).clip(0, len(_VIRIDIS) - 2)
     colour = _VIRIDIS[step] + (_VIRIDIS[step + 1] - _VIRIDIS[step]) * (position - step)[..., None]
     grey = np.asarray(photo.convert("L").convert("RGB"))
@@ -78,10 +85,10 @@ def png(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _painted(record: Record, heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _painted(boxes: Sequence[Sequence[float]], heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The heat of each pixel, (H, W): the mean of the boxes that cover it, 0 where none does."""
     w, h = size
-    edges = (np.array(record.boxes) * np.array([w, h, w, h])).round().astype(int)
+    edges = (np.array(boxes) * np.array([w, h, w, h])).round().astype(int)
     planes = np.zeros((2, h + 1, w + 1))
     for x, y, sign in ((0, 1, 1), (0, 3, -1), (2, 1, -1), (2, 3, 1)):  # corners of each box, then sums give its inside
         np.add.at(planes[0], (edges[:, y], edges[:, x]), sign * heat)

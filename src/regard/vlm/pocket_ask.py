@@ -16,7 +16,7 @@ from regard.recorded import boxes_of, explained, look_of, made_by, read_picture,
 from regard.relevance.tensions import States
 from regard.tokens import Question, VisualTokens
 from regard.vlm.ask import Asked, check_asked
-from regard.vlm.bridges import ALL
+from regard.vlm.bridges import ALL, Bridged
 from regard.vlm.compose import VLM
 from regard.vlm.decide import budgets_of
 from regard.vlm.interleaved import IMAGE, interleaved
@@ -51,10 +51,7 @@ def ask_pocket(
     """
     check_asked(question, max_new_tokens)
     found = model or pocket()
-    vlms = {name: found.vlm(name).eval() for name in dict.fromkeys((ALL, *mechanisms))}
-    for name, vlm in vlms.items():
-        if name in SELECTING[1:]:
-            vlm.bridge.allocator = made(name, seed, states)
+    vlms = {name: ready(found, name, seed, states) for name in dict.fromkeys((ALL, *mechanisms))}
     progress("read")
     picture, preview = read_picture(image)
     start = time.perf_counter()
@@ -65,27 +62,40 @@ def ask_pocket(
     answers, looks = [], []
     for name, vlm in vlms.items():
         progress(f"answer: {name}")
-        answer, look = _answered(vlm, name, tokens, asked, question, amount, seen, max_new_tokens)
+        answer, bridged = answered(vlm, name, tokens, asked, question, amount, seen, max_new_tokens)
         answers.append(answer)
-        looks += [] if look is None else [look]
-    unknown = unknown_words(question, found.tokenizer.get_vocab())
-    notes = [f"the pocket model does not know {', '.join(unknown)}"] if unknown else []
+        looks += _looks(vlm, answer, bridged, tokens, asked, amount)
     record = _record(preview, question, tokens, asked, tuple(looks), tuple(answers), seed)
-    return Asked(tuple(answers), (record,), (*notes, TRAINED_ON))
+    return Asked(tuple(answers), (record,), notes_on(found, question))
+
+
+def ready(model: Pocket, name: str, seed: int = 0, states: States | None = None) -> VLM:
+    """The model behind one mechanism, for answers. seed, states: of allocators that draw, or have tensions."""
+    vlm = model.vlm(name).eval()
+    if name in SELECTING[1:]:
+        vlm.bridge.allocator = made(name, seed, states)
+    return vlm
+
+
+def notes_on(model: Pocket, question: str) -> tuple[str, ...]:
+    """What to know about its answer to a question: the words that it does not know, and what it was trained on."""
+    unknown = unknown_words(question, model.tokenizer.get_vocab())
+    return (*([f"the pocket model does not know {', '.join(unknown)}"] if unknown else []), TRAINED_ON)
 
 
 @torch.no_grad()
-def _answered(
-    vlm: VLM, name: str, tokens: VisualTokens, asked: Question, question: str, budget: int, seen: float, most: int
-) -> tuple[Answer, Look | None]:
-    """One answer, and where its tokens were spent, where they are a selection. seen: seconds that the eye took."""
+def answered(
+    vlm: VLM, name: str, tokens: VisualTokens, asked: Question, question: str, budget: int, seen: float, most: int = 8
+) -> tuple[Answer, Bridged]:
+    """One answer, and the tokens that it was made from. tokens, asked: of the model's eye, which took `seen` seconds.
+    most: tokens of the answer.
+    """
     prompts = interleaved(vlm.tokenizer, [IMAGE + question], [1])
     memory, start = PeakMemory(torch.device("cpu")), time.perf_counter()
     bridged = vlm.bridge(tokens, asked, None if name == ALL else budget)
     decided, times = time.perf_counter() - start, TokenTimes()
     ids = vlm.generate(prompts, bridged, streamer=times, do_sample=False, max_new_tokens=most)
     visual = int(bridged.mask.sum())
-    config: Any = vlm.language_model.config
     answer = Answer(
         allocator=None if name == ALL else name,
         text=vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)[0].strip(),
@@ -96,22 +106,30 @@ def _answered(
         memory_before=memory.before,
         memory_peak=memory.peak,
     )
-    if name == ALL or not isinstance(bridged.reading, Allocation):
-        return answer, None
+    return answer, bridged
+
+
+def _looks(
+    vlm: VLM, answer: Answer, bridged: Bridged, tokens: VisualTokens, asked: Question, budget: int
+) -> list[Look]:
+    """Where an answer's tokens were spent, where they are a selection."""
+    if answer.allocator is None or not isinstance(bridged.reading, Allocation):
+        return []
+    config: Any = vlm.language_model.config
     look = look_of(
         tokens,
         asked,
         bridged.reading,
         number=0,
-        name=name,
+        name=answer.allocator,
         allocator=vlm.bridge.allocator,
         budget=budget,
-        seconds=decided,
+        seconds=answer.seconds["decide"],
         model=LanguageModel.of(config),
-        prompt_tokens=answer.prompt_tokens - visual,
-        why=explained(vlm.bridge.allocator, tokens, asked, visual),
+        prompt_tokens=answer.prompt_tokens - answer.visual_tokens,
+        why=explained(vlm.bridge.allocator, tokens, asked, answer.visual_tokens),
     )
-    return answer, look
+    return [look]
 
 
 def _record(
