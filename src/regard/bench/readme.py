@@ -8,7 +8,7 @@ from pathlib import Path
 from regard.errors import DataError
 from regard.files import write_whole
 
-_DOCS = ("attention", "matrix", "mechanisms", "pocket", "relevance", "selectors")
+_DOCS = ("attention", "matrix", "measure", "mechanisms", "pocket", "relevance", "selectors")
 DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in _DOCS))
 _BLOCK = re.compile(r"(<!-- (?:figures|table): ([^\s/]+)(?:/(\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
