@@ -31,7 +31,8 @@ ORDER = [
     {"bench"},
     {"looking", "tiling"},
     {"report"},
-    {"cli", "app", "contract"},
+    {"app", "contract"},
+    {"cli"},
     {"testing"},
     {"reference"},
 ]

@@ -2,9 +2,7 @@ import base64
 import hashlib
 import html
 import json
-import os
 import re
-import shutil
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,9 +18,6 @@ from regard.report.page import page
 from regard.tokens import Question, VisualTokens
 
 ATTACK = "what is red</script><img src=x onerror=alert(1)>\u2028&amp;<!--"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
-NO_BROWSER = "Chromium is not installed: apt-get install chromium (or set CHROMIUM) to run the browser tests"
 H, W = 7, 11
 COLOURS = {"red": (1.0, -0.5, -0.5), "blue": (-0.5, -0.5, 1.0)}
 
@@ -156,20 +151,6 @@ def test_one_question_and_no_allocator_make_a_page(record):
     assert embedded(page(bare))["looks"] == []
     single = replace(record, questions=record.questions[:1], looks=record.looks[:5])
     assert "question" not in embedded(page(single))["looks"][0]["note"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = os.environ.get("CHROMIUM") or next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if path is None:
-        pytest.skip(NO_BROWSER)
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

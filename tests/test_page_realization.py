@@ -20,7 +20,7 @@ from regard.report.page import TIMES, page
 from regard.report.table import table
 from test_page import ATTACK, COLOURS, ToyEye, embedded, pixel, point_at, said, settle
 
-browser, view = test_page.browser, test_page.view
+view = test_page.view
 H, W, K = 4, 6, 7
 N = H * W
 GREEN = [57, 255, 136]

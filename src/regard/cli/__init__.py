@@ -1,5 +1,5 @@
-"""The command line: `regard look`, `advise`, `ask`, `tiles`, `calibrate`, `claims`, `cost`, `doctor`, `list`,
-`train`, `show` and `bench`.
+"""The command line: `regard look`, `ablate`, `advise`, `app`, `ask`, `tiles`, `calibrate`, `claims`, `cost`, `doctor`,
+`list`, `train`, `show` and `bench`.
 
 Exit codes: 0, 1 for a failure, 2 for a usage that cannot work.
 """
@@ -14,7 +14,9 @@ import typer
 
 from regard import __version__
 from regard.cli import _bench_matrix, _train_foveated, _train_pocket, _train_vit, _train_vlm  # noqa: F401
+from regard.cli._ablate import ablate
 from regard.cli._advise import advise
+from regard.cli._app import app as app_command
 from regard.cli._ask import ask
 from regard.cli._bench import bench
 from regard.cli._calibrate import calibrate
@@ -143,7 +145,9 @@ def look(
         _show(record, written)
 
 
+app.command()(ablate)
 app.command()(advise)
+app.command("app")(app_command)
 app.command()(ask)
 app.command()(tiles)
 app.add_typer(bench, name="bench")

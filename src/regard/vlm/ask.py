@@ -61,6 +61,7 @@ def ask(
     sign: Literal[1, -1] = 1,
     states: States | None = None,
     seed: int = 0,
+    rounds: int = ROUNDS,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Asked:
     """What a model answers to a question about an image, with all of its visual tokens and with fewer.
@@ -71,12 +72,13 @@ def ask(
     ("divprune" where none is given, nothing to compare and no tiles); compare: others to answer with too. tiles: answer
     also from the image cut into tiles of so many tokens in all, as fine as the question needs each, for models whose
     tokens follow an image's size. positions, sign: as in `shorten`. states: of the tensions of `relevance` where it
-    goes by its name, and of the tiles. seed: for allocators that draw. progress: told the name of each stage as it
-    starts.
+    goes by its name, and of the tiles. seed: for allocators that draw. rounds: at most so many, for the medians of
+    times. progress: told the name of each stage as it starts.
 
     Answers are greedy and made by the model's own `generate`. The untouched model goes the same way as the others, with
     every token kept, which changes no bit of its logits; so the vision encoder is timed apart for all of them. One run
-    that is not counted warms up; times of quick answers are medians of three. Raises RegardError where a user can mend.
+    that is not counted warms up; times of quick answers are medians of `rounds`. Raises RegardError where a user can
+    mend.
     """
     vlm = opened(model)
     several = _several(image)
@@ -95,7 +97,7 @@ def ask(
         if tiles is not None:
             tiling = Tiling(vlm, processor, pictures[0][0], question, tiles, sign, states or States())
             ways.append((TILES, partial(run.tiled, tiling, max_new_tokens)))
-        done, rounds = _measured(ways, progress)
+        done, rounds = _measured(ways, rounds, progress)
     records = _records(done, [preview for _, preview in pictures], _made(vlm, seed, rounds, done[-1].tiles))
     notes = dict.fromkeys(each.short.caution for each in done if each.short.caution)
     return Asked(tuple(each.answer for each in done), records, tuple(notes), done[-1].tiles)
@@ -176,12 +178,12 @@ class _Run:
 
 
 def _measured(
-    ways: Sequence[tuple[str, Callable[[], _Done]]], progress: Callable[[str], None]
+    ways: Sequence[tuple[str, Callable[[], _Done]]], most: int, progress: Callable[[str], None]
 ) -> tuple[list[_Done], int]:
-    """An answer for each way, and the rounds: three where all are quick, for the medians of their times."""
+    """An answer for each way, and the rounds: `most` where all are quick, for the medians of their times."""
     rounds: list[list[_Done]] = []
     start = time.perf_counter()
-    while not rounds or (len(rounds) < ROUNDS and time.perf_counter() - start < QUICK * len(rounds)):
+    while not rounds or (len(rounds) < most and time.perf_counter() - start < QUICK * len(rounds)):
         rounds.append([])
         for name, answer in ways:
             progress(f"answer: {name}")

@@ -1,0 +1,234 @@
+"""The page: its controls, and what follows from each."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from gradio.themes import Base
+
+from regard.app.samples import SAMPLES
+from regard.app.service import Service, notice
+from regard.errors import RegardError
+
+if TYPE_CHECKING:
+    from regard.app.desk import Session, Wish
+
+STYLE = Path(__file__).with_name("style.css")
+POCKET = "pocket"
+TENSIONS = {
+    "scope": "0 compress … 1 particularize",
+    "tempering": "0 exploit … 1 explore",
+    "prioritization": "0 focus … 1 diversify",
+}
+HEAD = (
+    "<header class='rg-head'><h1>regard</h1><p>Spend a vision-language model's attention where the question is.</p>"
+    "</header>"
+)
+LOADING = "the models are loading: this takes some seconds, once"
+PANELS = ("photo", "notice", "left", "right", "answers", "why", "gallery")
+_HOLD = "(held) => held.includes('{0}') ? held : [...held, '{0}']"
+_FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
+_QUIET: Any = {"show_progress": "hidden"}
+_LIVE: Any = {"trigger_mode": "always_last", **_QUIET}
+
+
+def theme() -> Base:
+    """Fonts of the system, and quiet colours that can be read in the light and in the dark."""
+    return Base(
+        primary_hue="teal", neutral_hue="slate", font=_FONTS, font_mono=("ui-monospace", "monospace")
+    ).set(
+        button_primary_background_fill="#0f766e",
+        button_primary_background_fill_dark="#0f766e",
+        button_primary_text_color="#ffffff",
+        body_text_color_subdued="#475569",
+        body_text_color_subdued_dark="#a3b1c6",
+        block_info_text_color="#475569",
+        block_info_text_color_dark="#a3b1c6",
+    )
+
+
+def page(models: tuple[str, ...], free: bool, service: Service) -> gr.Blocks:
+    """The page. models: to choose from beside the pocket model. free: whether others may be typed."""
+    with gr.Blocks(title="regard", analytics_enabled=False, delete_cache=(600, 600)) as blocks:
+        gr.HTML(HEAD)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=1, min_width=290):
+                controls = _asking(models, free)
+                photo = gr.HTML()
+            with gr.Column(scale=3, min_width=280):
+                shown = _looking()
+        shown["photo"] = photo
+        _wire(blocks, _Wires(service, controls, shown))
+    blocks.queue(default_concurrency_limit=8)
+    return blocks
+
+
+def _asking(models: tuple[str, ...], free: bool) -> dict[str, Any]:
+    """What a user says."""
+    sample = SAMPLES[0]
+    others = "a folder or a Hugging Face name can be typed; " if free else ""
+    return {
+        "sample": gr.Radio([each.title for each in SAMPLES], value=sample.title, label="Picture"),
+        "file": gr.File(label="Or drop a picture, 20 MB at most", height=150),
+        "question": gr.Textbox(sample.question, label="Question", max_length=2000, lines=1, elem_id="question"),
+        "ask": gr.Button("Ask", variant="primary", elem_id="ask"),
+        "budget": gr.Slider(4, 256, 64, step=1, label="Budget", info="tokens of the picture that go on"),
+        "model": gr.Dropdown(
+            [POCKET, *models],
+            value=POCKET,
+            allow_custom_value=free,
+            label="Model",
+            info=f"{others}the pocket model comes with the package and is often wrong",
+        ),
+    }
+
+
+def _looking() -> dict[str, Any]:
+    """What a user sees, and the controls that stand beside it."""
+    shown: dict[str, Any] = {"notice": gr.HTML(notice(LOADING), elem_id="notice")}
+    with gr.Row():
+        for side, name in (("left", "relevance"), ("right", "divprune")):
+            with gr.Column(min_width=240):
+                shown[f"{side} name"] = gr.Dropdown(
+                    [name], value=name, label=f"Allocator, {side}", elem_id=f"{side}-name"
+                )
+                shown[side] = gr.HTML(elem_id=side)
+    shown["answers"] = gr.HTML(elem_id="answers")
+    with gr.Tabs():
+        with gr.Tab("Why relevance looks there"):
+            shown["why"] = gr.HTML(elem_id="why")
+            with gr.Row():
+                for name, poles in TENSIONS.items():
+                    shown[name] = gr.Slider(
+                        0, 1, 0.5, step=0.01, label=f"Hold {name} at", info=poles, min_width=180, elem_id=name
+                    )
+            shown["held"] = gr.CheckboxGroup(
+                list(TENSIONS), label="Held by hand", info="moving a dial holds it; the others follow the picture"
+            )
+        with gr.Tab("Every mechanism"):
+            shown["every"] = gr.Button("Let every mechanism look", elem_id="every")
+            shown["gallery"] = gr.HTML(elem_id="gallery")
+    return shown
+
+
+class _Wires:
+    """Between Gradio's lists of values and the desk's panels by name."""
+
+    def __init__(self, service: Service, controls: dict[str, Any], shown: dict[str, Any]) -> None:
+        self.service, self.controls, self.shown = service, controls, shown
+        self.session = gr.State()
+        self.sides = [shown["left name"], shown["right name"]]
+        self.dials = [shown[name] for name in TENSIONS]
+        words = [controls[name] for name in ("question", "budget", "model")]
+        self.inputs = [self.session, *words, *self.sides, shown["held"], *self.dials]
+        self.outputs = [self.session, *(shown[name] for name in PANELS), *self.dials]
+
+    def pick(self, title: str) -> Iterator[list[Any]]:
+        """One of the samples."""
+        yield from self._opened(next(each.path for each in SAMPLES if each.title == title))
+
+    def drop(self, path: str | None) -> Iterator[list[Any]]:
+        """A file of the user's."""
+        if path is not None:
+            yield from self._opened(path)
+
+    def _opened(self, path: str | Path) -> Iterator[list[Any]]:
+        yield self._values(None, {"notice": notice("the picture is looked at")})
+        try:
+            yield self._values(*self.service.desk.opened(path))
+        except RegardError as error:
+            blank = dict.fromkeys(PANELS, "")
+            yield self._values(None, blank | {"notice": notice(str(error), wrong=True)}, forget=True)
+
+    def press(self, session: "Session | None", *said: Any) -> Iterator[list[Any]]:
+        """Ask."""
+        yield from self._run(session, said, pressed=True)
+
+    def move(self, session: "Session | None", *said: Any) -> Iterator[list[Any]]:
+        """Something was moved, or a picture opened."""
+        yield from self._run(session, said, pressed=False)
+
+    def every(self, session: "Session | None", *said: Any) -> Iterator[list[Any]]:
+        """The gallery."""
+        yield self._values(session, {"notice": notice("every mechanism looks")})
+        with_notice = {"notice": ""}
+        try:
+            session, panels = self.service.desk.gallery(_some(session), _wish(*said))
+            yield self._values(session, panels | with_notice)
+        except RegardError as error:
+            yield self._values(session, {"notice": notice(str(error), wrong=True)})
+
+    def choose(self, session: "Session | None", *said: Any) -> list[Any]:
+        """The allocators that the model can be served by."""
+        try:
+            names = self.service.desk.choices(_some(session), _wish(*said))
+        except RegardError:  # whatever follows says why
+            return [gr.skip(), gr.skip()]
+        return [gr.Dropdown(choices=list(names)) for _ in self.sides]
+
+    def _run(self, session: "Session | None", said: tuple, pressed: bool) -> Iterator[list[Any]]:
+        if session is None and not pressed:
+            return  # what was to be opened was not: it is said already
+        try:
+            for now, panels in self.service.desk.run(_some(session), _wish(*said), pressed):
+                yield self._values(now, panels)
+        except RegardError as error:
+            yield self._values(session, {"notice": notice(str(error), wrong=True)})
+
+    def _values(self, session: "Session | None", panels: dict[str, Any], forget: bool = False) -> list[Any]:
+        """In the order of the outputs; what is not named stays as it is."""
+        states = panels.get("states", {})
+        kept = gr.skip() if session is None and not forget else session
+        return [
+            kept,
+            *(panels.get(name, gr.skip()) for name in PANELS),
+            *(states.get(name, gr.skip()) for name in TENSIONS),
+        ]
+
+
+def _wire(blocks: gr.Blocks, wires: _Wires) -> None:
+    """Which event calls what. The first picture is opened with the page."""
+    controls, shown = wires.controls, wires.shown
+    opened = [
+        blocks.load(wires.pick, controls["sample"], wires.outputs, **_QUIET),
+        controls["sample"]
+        .input(_question_of, controls["sample"], controls["question"], **_QUIET)
+        .then(wires.pick, controls["sample"], wires.outputs, **_QUIET),
+        controls["file"].upload(wires.drop, controls["file"], wires.outputs, **_QUIET),
+    ]
+    for event in opened:
+        event.then(wires.choose, wires.inputs, wires.sides, **_QUIET).then(
+            wires.move, wires.inputs, wires.outputs, **_QUIET
+        )
+    for trigger in (controls["question"].submit, controls["ask"].click):
+        trigger(wires.press, wires.inputs, wires.outputs, **_LIVE)
+    moved = [each.input for each in (controls["budget"], *wires.sides, shown["held"])]
+    gr.on(moved, wires.move, wires.inputs, wires.outputs, **_LIVE)
+    controls["model"].change(wires.choose, wires.inputs, wires.sides, **_QUIET).then(
+        wires.move, wires.inputs, wires.outputs, **_QUIET
+    )
+    for name in TENSIONS:
+        shown[name].input(None, shown["held"], shown["held"], js=_HOLD.format(name)).then(
+            wires.move, wires.inputs, wires.outputs, **_LIVE
+        )
+    shown["every"].click(wires.every, wires.inputs, wires.outputs, **_QUIET)
+
+
+def _question_of(title: str) -> str:
+    return next(each.question for each in SAMPLES if each.title == title)
+
+
+def _some(session: "Session | None") -> "Session":
+    from regard.app.desk import Session
+
+    return session or Session()
+
+
+def _wish(question: str, budget: float, model: str, left: str, right: str, held: list[str], *states: float) -> "Wish":
+    """What the controls say."""
+    from regard.app.desk import Wish
+    from regard.relevance.tensions import States
+
+    given = {name: state for name, state in zip(TENSIONS, states, strict=True) if name in held}
+    return Wish(question or "", int(budget), model or POCKET, left, right, States(**given))

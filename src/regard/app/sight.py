@@ -1,0 +1,90 @@
+"""A picture that somebody looks at, read and encoded once for all that is asked about it."""
+
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+from regard.eyes import Eye
+from regard.pixels import one_line
+from regard.record import Picture
+from regard.recorded import boxes_of, read_picture
+from regard.relevance.realized import Measured
+from regard.relevance.realizer import Realizer
+from regard.tokens import Question, VisualTokens
+
+LONGEST = 2048  # pixels: what is kept of a larger picture
+SHOWN = 640  # pixels, the longest side of what is drawn
+REALIZER = Realizer()
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """image: RGB, as models get it. shown: the same, small, to draw on. tokens: of the eye. seconds: that it took."""
+
+    image: Image.Image
+    shown: Image.Image
+    picture: Picture
+    tokens: VisualTokens
+    boxes: tuple[tuple[float, ...], ...]
+    seconds: float
+
+    @property
+    def count(self) -> int:
+        """Its tokens."""
+        return int(self.tokens.valid.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """A question about one sight. measured, transjectivity: of relevance, at whatever budget."""
+
+    sight: Sight
+    text: str
+    question: Question
+    measured: Measured
+    transjectivity: float | None
+
+    @classmethod
+    def of(cls, eye: Eye, sight: Sight, text: str) -> "Heard":
+        """Hear it. Raises DataError for a question that the eye cannot hear."""
+        question = eye.ask(text)
+        shared = REALIZER.transjectivity(sight.tokens, question)
+        return cls(sight, text, question, REALIZER.measure(sight.tokens, question), shared)
+
+
+class Sights:
+    """Pictures by their content, the last few of all users: each is encoded once, one at a time."""
+
+    def __init__(self, most: int = 32) -> None:
+        self.most = most
+        self._kept: OrderedDict[str, Sight] = OrderedDict()
+        self._one_at_a_time = threading.Lock()
+
+    def opened(self, path: str | Path, eye: Eye) -> Sight:
+        """The picture in a file, read strictly. Raises ImageError."""
+        path = Path(path)
+        data = path.read_bytes()
+        key = hashlib.sha256(data).hexdigest()
+        with self._one_at_a_time:
+            if key not in self._kept:
+                self._kept[key] = _encoded(data, one_line(path.name), eye)
+            self._kept.move_to_end(key)
+            while len(self._kept) > self.most:
+                self._kept.popitem(last=False)
+            return self._kept[key]
+
+
+def _encoded(data: bytes, name: str, eye: Eye) -> Sight:
+    image, picture = read_picture(data)
+    image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    shown = image.copy()
+    shown.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    start = time.perf_counter()
+    tokens = eye.look(image)
+    seconds = time.perf_counter() - start
+    return Sight(image, shown, replace(picture, name=name), tokens, boxes_of(tokens), seconds)
