@@ -1,5 +1,7 @@
 """CDPruner (arXiv 2506.10967): the subset that is diverse and relevant at once, by a determinantal point process.
 
+    L_ij = r_i r_j cos(x_i, x_j),    S <- S + argmax_i det L_{S+i},    r = relevance in (0, 1], or exp of it (theta)
+
 The kernel is the cosine of two tokens times the relevance of both; the subset with the largest determinant is picked
 greedily. Relevance is brought to (0, 1] over the tokens of each image; the authors' code does it over the whole batch,
 so that an image's tokens change with its neighbours. It also turns the relevance round, as CLIP's is inverted one layer

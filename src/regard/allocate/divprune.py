@@ -1,5 +1,7 @@
 """DivPrune (arXiv 2503.02175): the most diverse subset, by greedy max-min cosine distance.
 
+    S <- S + argmax_i min_{j in S} (1 - cos(x_i, x_j)),    the first: argmax_i min_{j not i} (1 - cos(x_i, x_j))
+
 The first token is the one farthest from its nearest neighbour, each next one the farthest from those kept. The kept
 slots are sorted, which the paper's run did not do and its release does.
 """

@@ -1,5 +1,7 @@
 """FasterVLM (arXiv 2412.01818): the tokens that the encoder's own [CLS] token attends to most, in their own order.
 
+    S = the K tokens of the largest a_i,    a_i the attention that token i receives
+
 As the authors' code does it. There is nothing else to it: `scores["attention"]` is the whole rule, so an eye without a
 [CLS] token should give the mean attention that each token receives. Equal scores go to the lower slot, where the
 original leaves the choice to `topk`.

@@ -1,4 +1,9 @@
-"""Evenly spread tokens: the one nearest to the centre of each of `budget` equal areas (those of `pool`)."""
+"""Evenly spread tokens: the one nearest to the centre of each of `budget` equal areas (those of `pool`).
+
+    S = {the token nearest to the centre of A_k : k = 1 .. K},    A_1 .. A_K of equal size
+
+A baseline of arXiv 2502.11501: of what `pool` averages it keeps one token.
+"""
 
 from dataclasses import dataclass
 

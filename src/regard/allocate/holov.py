@@ -1,5 +1,8 @@
 """HoloV (arXiv 2510.02912): every part of the image gets a share of the budget, by its attention and its variety.
 
+    s_i = a_i + alpha v_i mean(a) / mean(v),    v_i = var_j cos(x_i, x_j),    within a crop
+    K_c = K mean(s of crop c) / sum of the crops' means,    of crop c the K_c tokens of the largest a_i
+
 The tokens are cut, in order, into `crops` of nearly equal size. A token scores its attention plus `alpha` times the
 variance of its cosines to the others of its crop, scaled to the crop's attention; a crop gets its share of the sum of
 mean scores; within a crop the most attended tokens stay. All as in the authors' code, whose scaling takes the variety

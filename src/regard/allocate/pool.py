@@ -1,5 +1,7 @@
 """Area pooling to exactly the budget, on any grid and for any budget: a second baseline (arXiv 2502.11501).
 
+    y_k = mean of x_i over i in A_k,    A_1 .. A_K of equal size
+
 Where adaptive average pooling can only give rows x columns, this cuts the grid into bands of rows and each band into
 areas of nearly equal size, so that every budget from 1 to N is met exactly; where the numbers allow, it is the same.
 """

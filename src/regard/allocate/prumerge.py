@@ -1,5 +1,8 @@
 """PruMerge (arXiv 2403.15388): the most attended tokens, each with a little of its nearest ones, and one of the rest.
 
+    y_k = x_k + sum_j a_j x_j over the 32 j of the largest cos(key_j, key_k),    k among the K - 1 largest a_k
+    y_K = sum_j a_j x_j over all j that are not kept
+
 Each kept token becomes itself plus the attention-weighted sum of the 32 tokens with the most similar keys; one more
 token is the attention-weighted sum of all that is dropped. Here each sum is an average, and `gain` says of how much.
 The paper keeps as many tokens as its attention has outliers (over Q3 + 1.5 IQR); here the budget says, and the extra

@@ -1,5 +1,7 @@
 """A random subset of the tokens: the first baseline that any selector has to beat (arXiv 2502.11501).
 
+    S = the K tokens of the largest u_i,    u_i drawn from (0, 1) by the seed and i
+
 The draw depends on the seed and on a token's place among the valid ones, not on the batch, the padding or the device.
 """
 

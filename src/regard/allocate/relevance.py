@@ -1,5 +1,9 @@
 """Relevance realization at grid scale: regions of one token, four or sixteen, as fine as the question needs them.
 
+    y_k = mean of x_i over region k,    regions: the first K - 1 cuts of a quadtree, by falling worth
+    worth of a cut = (1 - scope) what it compresses + scope what it recovers,    tokens weighed by w_i
+    w_i = (1 - prioritization) ((1 - tempering) r_i + tempering e_i) + prioritization v_i
+
 Three ways of knowing make a field, three tensions weigh it, and the budget cuts a quadtree where cutting is worth most
 (regard.relevance, docs/relevance.md). With no question the relevance is the image's alone.
 """

@@ -1,5 +1,7 @@
 """ToMe (arXiv 2210.09461): merge the most similar tokens by their keys, in pairs, until the budget is left.
 
+    pairs (i even, j odd) of the largest cos(key_i, key_j) become one:    y = mean of its members, until K are left
+
 Bipartite soft matching: tokens at even places each find the most similar one at an odd place, and the most similar
 pairs merge, at most half of the tokens a round. The paper merges a few in every layer of the encoder; here it is done
 to what leaves it, in as many rounds as the budget takes, a merged token's key being the mean of its members'. Between

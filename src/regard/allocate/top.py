@@ -1,4 +1,9 @@
-"""The tokens nearest to the question: the highest inner products with it, averaged over the question's tokens."""
+"""The tokens nearest to the question: the highest inner products with it, averaged over the question's tokens.
+
+    S = the K tokens of the largest r_i,    r_i = mean_t x_i' q_t
+
+How alike the kept tokens are does not count, so a large thing may get all of them.
+"""
 
 from dataclasses import dataclass
 

@@ -1,5 +1,8 @@
 """VisionZip (arXiv 2412.04467): the most attended tokens as they are, the rest merged into a few by their keys.
 
+    the 27 K / 32 tokens of the largest a_i as they are;    of the rest, evenly spaced targets t:
+    y_t = x_t + mean of x_i over the i whose nearest target is t, by cos(key_i, key_t)
+
 Of the tokens that are not dominant, evenly spaced ones are targets; each other one joins the target with the most
 similar key, and the target becomes itself plus the mean of those that joined it. Here that sum is an average with a
 `gain` of 2. The authors keep 54 + 10 tokens or 135 + 25, which is one share, 27 / 32; their first number counts the

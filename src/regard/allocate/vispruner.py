@@ -1,5 +1,8 @@
 """VisPruner (arXiv 2412.01818): part of the budget by attention, the rest by dropping duplicates.
 
+    K / 2 tokens of the largest a_i;    of the rest, by rounds, until K / 2 are left:
+    drop the 8 even i of the largest max_{j odd} cos(x_i, x_j),    even and odd by their places in the order of a
+
 The tokens that attention leaves over stand in its order. Each round, those at even places are compared with those at
 odd places, and the 8 with the most similar partner are dropped, until the rest of the budget is left. As in the
 authors' code, the even tokens that stay come first in the next round, the most similar foremost. That code stops with

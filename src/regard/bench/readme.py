@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+from regard.bench.index.page import PLACE, page
 from regard.errors import DataError
 from regard.files import write_whole
 
@@ -56,8 +57,10 @@ def written(path: Path, fresh: str, command: str, source: str = "results/") -> N
 
 def main() -> None:
     """Fill the documents, or with --check fail where one differs from what the results say."""
+    command = "python -m regard.bench.readme"
     for name in DOCUMENTS:
-        written(Path(name), generated(Path(name).read_text(), Path("results")), "python -m regard.bench.readme")
+        written(Path(name), generated(Path(name).read_text(), Path("results")), command)
+    written(PLACE, page(Path()), command)
 
 
 if __name__ == "__main__":

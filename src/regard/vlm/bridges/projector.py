@@ -1,8 +1,9 @@
 """LLaVA's bridge (arXiv 2310.03744): an MLP for each token, of all of them or of those that an allocator makes.
 
-out_i = W_2 gelu(W_1 LN(x_i) + places(box_i) [+ w r_i])
+    out_i = W_2 gelu(h_i [+ W_r r_i + W_g sum_j softmax(a r)_j h_j])        h_i = W_1 LN(x_i) + places(box_i)
 
-Where it is `hearing`, it is told r_i, how near each token is to the question (`bridge.heard`).
+Where it is `hearing`, each token is told r_i, how near it is to the question, among those of its image
+(`bridge.heard`) and by itself, as the eye has it; and what is seen where that is most.
 """
 
 import torch
@@ -13,6 +14,8 @@ from regard.allocation import Allocation
 from regard.errors import DataError
 from regard.tokens import Question, VisualTokens
 from regard.vlm.bridges.bridge import Bridge, Bridged, Reader, heard
+
+_MOST = 10.0  # of what a token is told of its nearness by itself
 
 
 class Projector(Bridge):
@@ -32,15 +35,19 @@ class Projector(Bridge):
             self.allocator is not None and "question" in (*self.allocator.needs, *self.allocator.uses)
         )
         self.read = Reader(width, hidden or dim)
-        self.near = nn.Linear(1, hidden or dim) if hearing else None
+        self.near = nn.Linear(2, hidden or dim) if hearing else None
+        self.found = nn.Linear(hidden or dim, hidden or dim, bias=False) if hearing else None
+        self.sharp = nn.Parameter(torch.tensor([1.0, _MOST])) if hearing else None  # a
         self.out = nn.Linear(hidden or dim, dim)
 
     def bridged(self, tokens: VisualTokens, question: Question | None, budget: int) -> Bridged:
         allocation = self.allocation(tokens, question, budget)
         kept = allocation.apply(tokens)
         read = self.read(kept.features, kept.boxes)
-        if self.near is not None:
-            read = read + self.near(heard(kept, question)[..., None].to(read.dtype))
+        if self.near is not None and self.found is not None and self.sharp is not None:
+            near = _near(kept, question).to(read.dtype)
+            likely = (near @ self.sharp).masked_fill(~kept.valid, -torch.inf).softmax(dim=1)
+            read = read + self.near(near) + self.found(likely[:, None] @ read)
         return Bridged(self.out(nn.functional.gelu(read)), _rows(allocation, tokens), allocation)
 
     @torch.no_grad()
@@ -52,6 +59,13 @@ class Projector(Bridge):
         if question is None and "question" in self.allocator.needs:
             raise DataError(f"the allocator {self.allocator.name} needs a question: give the eye's")
         return self.allocator.allocate(tokens, question, budget)
+
+
+@torch.no_grad()
+def _near(tokens: VisualTokens, question: Question | None) -> Tensor:
+    """(B, N, 2); 0 where none is asked."""
+    itself = torch.zeros_like(tokens.boxes[..., 0]) if question is None else tokens.relevance(question)
+    return torch.stack((heard(tokens, question), itself.clamp(-_MOST, _MOST) / _MOST), dim=2)
 
 
 def _rows(allocation: Allocation, tokens: VisualTokens) -> Tensor:

@@ -1,5 +1,7 @@
 """BLIP-2's bridge (arXiv 2301.12597): learned queries read the image through a Q-Former, and go on by a linear map.
 
+    out_k = W QFormer(queries, V LN(x) + places(box))_k,    k = 1 .. K
+
 The first queries are used where the budget is smaller than their number, so a bridge that is trained with budgets drawn
 at random serves them all. Ours differs in that the eye's features tell where they are (`Places`).
 """

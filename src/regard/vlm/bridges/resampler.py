@@ -1,5 +1,7 @@
 """Flamingo's bridge (arXiv 2204.14198): a Perceiver Resampler's latents read the image and themselves.
 
+    out_k = W Resampler(latents, V LN(x) + places(box))_k,    k = 1 .. K
+
 The first latents are used where the budget is smaller than their number, as the queries of `qformer` are. Ours differs
 in that the eye's features tell where they are (`Places`), and a linear map brings latents to the model's width.
 """

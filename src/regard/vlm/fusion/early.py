@@ -1,4 +1,9 @@
-"""Early fusion: images are in the prompt (LLaVA, arXiv 2304.08485; of learned queries BLIP-2, arXiv 2301.12597)."""
+"""Early fusion: images are in the prompt (LLaVA, arXiv 2304.08485; of learned queries BLIP-2, arXiv 2301.12597).
+
+    prompt = [words before, out_1 ... out_K, words after],    out of the bridge, in the width of the words
+
+The language model stays as it is; what its words attend to are tokens like any other.
+"""
 
 from contextlib import AbstractContextManager, nullcontext
 

@@ -1,5 +1,7 @@
 """FastV (arXiv 2403.06764): after a layer, the image tokens that the prompt's last token attends to least are dropped.
 
+    before layer l:    keep the image tokens of the largest mean_h softmax(q_last K' / sqrt(d)) of layer l - 1
+
 As in the published code, what decides is the attention of the last token in layer `layer - 1`, averaged over heads
 (the paper writes of the attention that a token receives on average). Tokens keep their positions, and `layer` is the
 first that reads the shorter prompt. Of several images in a prompt the tokens compete with each other.

@@ -1,5 +1,7 @@
 """PyramidDrop (arXiv 2410.17247): a share of the image tokens is dropped at each of several depths.
 
+    before each layer l of the stages:    keep a share of the image tokens by mean_h softmax(q_last K' / sqrt(d)) at l
+
 As in the published code, what decides at a layer is the attention that the prompt's last token would pay there: that
 layer's norm and projections, averaged over heads, before anything is dropped for it. By default half of the tokens go
 at 1/4, 1/2 and 3/4 of the depth (layers 8, 16 and 24 of 32). Here tokens keep their positions (the published code
