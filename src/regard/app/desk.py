@@ -1,6 +1,5 @@
 """What happens when somebody picks a picture, asks, or moves something: panels by name, as they are ready."""
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from regard.app.service import notes, notice
 from regard.app.sight import Heard, Sight, Sights
 from regard.errors import DataError
 from regard.looking import checked_questions
-from regard.record import STATES, Answer, Look
+from regard.record import STATES, Look
 from regard.relevance.tensions import States
 from regard.report.page import TIMES
 from regard.vlm.pocket import MECHANISMS
@@ -95,41 +94,37 @@ class Desk:
         heard = self.heard(session, wish.question)
         found = self.models.mechanisms(heard, budget)
         head = notes((f"“{heard.text}”, through {budget} tokens at most, by the pocket model:",))
-        return replace(session, heard=heard), {
-            "gallery": head + markup.looked(heard.sight.shown, heard.sight.boxes, found)
-        }
+        drawn = markup.looked(heard.sight.small, heard.sight.boxes, found)
+        return replace(session, heard=heard), {"gallery": head + drawn}
 
     def _pocket(self, session: Session, heard: Heard, wish: Wish) -> Iterator[tuple[Session, Panels]]:
         sight = heard.sight
         found = looks(heard, (wish.left, wish.right), wish.budget, wish.states)
-        yield session, self._panels(sight, sight.boxes, found, wish) | {"notice": ""}
+        yield session, self._maps(sight, sight.boxes, found, wish) | {"notice": ""}
+        yield session, self._reasons(sight, sight.boxes, found, wish)
         names = (wish.left, wish.right)
         missing = [name for name in dict.fromkeys(names) if name not in MECHANISMS]
-        lines, given = (*self.models.notes(heard.text), ONCE), list[Answer]()
-        for answer in self.models.of_pocket(heard, names, wish.budget, wish.states):
-            given.append(answer)
-        given.sort(key=lambda answer: answer.allocator is not None)  # that with all tokens first
+        lines = (*self.models.notes(heard.text), ONCE)
+        given = self.models.of_pocket(heard, names, wish.budget, wish.states)
         yield session, {"answers": markup.answers(given, missing, lines)}
 
     def _other(self, heard: Heard, wish: Wish) -> Panels:
         names = (wish.left, wish.right)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            asked = self.models.of_other(wish.model, heard.sight, heard.text, names, wish.budget, wish.states)
+        asked = self.models.of_other(wish.model, heard.sight, heard.text, names, wish.budget, wish.states)
         record = asked.records[0]
-        panels = self._panels(heard.sight, record.boxes, record.looks, wish)
-        return panels | {"answers": markup.answers(asked.answers, lines=asked.notes), "notice": ""}
+        drawn = (heard.sight, record.boxes, record.looks, wish)
+        answers = markup.answers(asked.answers, lines=asked.notes)
+        return self._maps(*drawn) | self._reasons(*drawn) | {"answers": answers, "notice": ""}
 
-    def _panels(self, sight: Sight, boxes: markup.Boxes, found: tuple[Look, ...], wish: Wish) -> Panels:
+    def _maps(self, sight: Sight, boxes: markup.Boxes, found: tuple[Look, ...], wish: Wish) -> Panels:
         by_name = {look.allocator: look for look in found}
-        panels: Panels = {
-            side: markup.spent(sight.shown, boxes, by_name[name])
-            for side, name in (("left", wish.left), ("right", wish.right))
-        }
-        reason = by_name.get(RELEVANCE)
-        if reason is None or reason.realization is None:
-            return panels | {"why": markup.reasons(sight.shown, boxes, found[0], sight.picture)}
-        panels["why"] = markup.reasons(sight.shown, boxes, reason, sight.picture)
-        held = wish.states.fixed
-        told = zip(STATES, markup.states_of(reason.realization), strict=True)
-        return panels | {"states": {name: state for name, state in told if name not in held}}
+        sides = (("left", wish.left), ("right", wish.right))
+        return {side: markup.spent(sight.shown, boxes, by_name[name]) for side, name in sides}
+
+    def _reasons(self, sight: Sight, boxes: markup.Boxes, found: tuple[Look, ...], wish: Wish) -> Panels:
+        look = next((look for look in found if look.realization is not None), found[0])
+        panels: Panels = {"why": markup.reasons(sight.small, boxes, look, sight.picture)}
+        if look.realization is None:
+            return panels
+        told = zip(STATES, markup.states_of(look.realization), strict=True)
+        return panels | {"states": {name: state for name, state in told if name not in wish.states.fixed}}

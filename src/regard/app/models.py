@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from regard.relevance.gaze import by_likeness, gaze
 from regard.relevance.tensions import States
 from regard.vlm.ask import Asked, ask
 from regard.vlm.bridges import ALL
+from regard.vlm.compose import VLM
 from regard.vlm.pocket import MECHANISMS, Pocket, pocket
 from regard.vlm.pocket_ask import answered, notes_on, ready
 from regard.vlm.processors import load_model, load_processor
@@ -52,10 +54,10 @@ class Models:
         """The pocket model's."""
         return self.pocket.eye
 
-    def of_pocket(self, heard: Heard, names: Sequence[str], budget: int, states: States) -> Iterator[Answer]:
-        """The pocket model's answers through each mechanism that it has, and with all tokens last, as they come."""
-        for name in [*(name for name in dict.fromkeys(names) if name in MECHANISMS), ALL]:
-            yield self._through(heard, name, budget, states)[0]
+    def of_pocket(self, heard: Heard, names: Sequence[str], budget: int, states: States) -> list[Answer]:
+        """The pocket model's answers, with all tokens and through each of the allocators that it was trained with."""
+        through = [ALL, *(name for name in dict.fromkeys(names) if name in MECHANISMS)]
+        return [self._through(heard, name, budget, states)[0] for name in through]
 
     def notes(self, question: str) -> tuple[str, ...]:
         """What to know about the pocket model's answer to a question."""
@@ -74,7 +76,7 @@ class Models:
     def _through(self, heard: Heard, name: str, budget: int, states: States) -> tuple[Answer, Any]:
         sight, model = heard.sight, self.pocket
         with self._one_at_a_time:
-            vlm = ready(model, name, 0, states)
+            vlm = _ready(model, name, states)
             return answered(vlm, name, sight.tokens, heard.question, heard.text, budget, sight.seconds)
 
     def of_other(
@@ -88,3 +90,8 @@ class Models:
             _, model, processor = self._other
             way = {"budget": budget, "compare": tuple(dict.fromkeys(names)), "states": states}
             return ask(model, processor, sight.image, question, **way, max_new_tokens=LONGEST_ANSWER, rounds=1)
+
+
+@lru_cache(maxsize=64)
+def _ready(model: Pocket, name: str, states: States) -> VLM:
+    return ready(model, name, 0, states)

@@ -35,9 +35,7 @@ _LIVE: Any = {"trigger_mode": "always_last", **_QUIET}
 
 def theme() -> Base:
     """Fonts of the system, and quiet colours that can be read in the light and in the dark."""
-    return Base(
-        primary_hue="teal", neutral_hue="slate", font=_FONTS, font_mono=("ui-monospace", "monospace")
-    ).set(
+    return Base(primary_hue="teal", neutral_hue="slate", font=_FONTS, font_mono=("ui-monospace", "monospace")).set(
         button_primary_background_fill="#0f766e",
         button_primary_background_fill_dark="#0f766e",
         button_primary_text_color="#ffffff",
@@ -96,7 +94,7 @@ def _looking() -> dict[str, Any]:
                 shown[side] = gr.HTML(elem_id=side)
     shown["answers"] = gr.HTML(elem_id="answers")
     with gr.Tabs():
-        with gr.Tab("Why relevance looks there"):
+        with gr.Tab("Reasons"):
             shown["why"] = gr.HTML(elem_id="why")
             with gr.Row():
                 for name, poles in TENSIONS.items():

@@ -18,16 +18,17 @@ from regard.relevance.realizer import Realizer
 from regard.tokens import Question, VisualTokens
 
 LONGEST = 2048  # pixels: what is kept of a larger picture
-SHOWN = 640  # pixels, the longest side of what is drawn
+SHOWN, SMALL = 640, 360  # pixels, the longest side of what is drawn: heat maps, and what stands in rows
 REALIZER = Realizer()
 
 
 @dataclass(frozen=True, eq=False)
 class Sight:
-    """image: RGB, as models get it. shown: the same, small, to draw on. tokens: of the eye. seconds: that it took."""
+    """image: RGB, as models get it. shown, small: the same, to draw on. tokens: of the eye. seconds: that it took."""
 
     image: Image.Image
     shown: Image.Image
+    small: Image.Image
     picture: Picture
     tokens: VisualTokens
     boxes: tuple[tuple[float, ...], ...]
@@ -82,9 +83,10 @@ class Sights:
 def _encoded(data: bytes, name: str, eye: Eye) -> Sight:
     image, picture = read_picture(data)
     image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    shown = image.copy()
+    shown, small = image.copy(), image.copy()
     shown.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    small.thumbnail((SMALL, SMALL), Image.Resampling.LANCZOS, reducing_gap=2.0)
     start = time.perf_counter()
     tokens = eye.look(image)
     seconds = time.perf_counter() - start
-    return Sight(image, shown, replace(picture, name=name), tokens, boxes_of(tokens), seconds)
+    return Sight(image, shown, small, replace(picture, name=name), tokens, boxes_of(tokens), seconds)
