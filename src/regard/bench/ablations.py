@@ -4,6 +4,7 @@ Each decides from one `Measured`, so that all see the same ways of the same imag
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
@@ -20,9 +21,9 @@ from regard.relevance.tensions import States
 Decide = Callable[[Measured, int], Allocation]
 
 
-def without(way: str) -> Realizer:
-    """A realizer that gives one of the three ways no weight."""
-    realizer = Realizer()
+def without(way: str, realizer: Realizer | None = None) -> Realizer:
+    """A realizer that gives one of the three ways no weight. realizer: that it is made from, an untrained one."""
+    realizer = Realizer() if realizer is None else deepcopy(realizer)
     with torch.no_grad():
         realizer.field.gain[WAYS.index(way)] = -1e4
     return realizer

@@ -125,7 +125,7 @@ class Case:
         """What the language model's layers give when something of their `call` is another."""
         around = nullcontext() if self.vlm is None else self.vlm.fusion.within(self.vlm.language_model, *self._within)
         decoder: Any = self.patient.decoder
-        with around, _ran("its language model"):
+        with around, ran("its language model"):
             return decoder(**{**self.call, **changed})[0]
 
     @property
@@ -176,7 +176,7 @@ class Case:
     def run(self, inputs: Any = None, **more: Any) -> Any:
         """The model's own output."""
         given = self.inputs if inputs is None else inputs
-        with _ran("the model"):
+        with ran("the model"):
             return self.model(*self._spread(given)) if self.vlm is not None else self.model(**given, **more)
 
     @staticmethod
@@ -225,7 +225,7 @@ class Case:
                 fill = _pad(self.model.config) if name == "input_ids" else 0
                 first = F.pad(value, (count, 0), value=fill)
             twice[name] = torch.cat((first, second))
-        if self.patient.image_token is None and _takes(self.model, "position_ids"):
+        if self.patient.image_token is None and takes(self.model, "position_ids"):
             twice["position_ids"] = (twice["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         return twice
 
@@ -255,12 +255,12 @@ def _pad(config: Any) -> int:
     return pad if isinstance(pad, int) and pad >= 0 else 0
 
 
-def _takes(model: Any, name: str) -> bool:
+def takes(model: Any, name: str) -> bool:
     return name in inspect.signature(model.forward).parameters
 
 
 @contextmanager
-def _ran(what: str) -> Iterator[None]:
+def ran(what: str) -> Iterator[None]:
     """Whatever a model makes of inputs that it cannot work with, as a ModelError of one line."""
     try:
         yield
@@ -285,5 +285,5 @@ def learning(values: list[nn.Parameter]) -> Iterator[None]:
 
 def gradients(loss: Tensor, values: list[Any]) -> list[Tensor | None]:
     """Of a loss, by some tensors; None where it does not depend on one. Raises ModelError where none can be had."""
-    with _ran("the model's backward pass"):
+    with ran("the model's backward pass"):
         return list(torch.autograd.grad(loss, values, allow_unused=True, retain_graph=True))

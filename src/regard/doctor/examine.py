@@ -72,7 +72,7 @@ def examine(
         raise ModelError(f"expected a model to examine, got {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     case, findings, seconds = Case(model, inputs, why), list[Finding](), dict[str, float]()
-    with _evaluating(model):
+    with evaluating(model):
         for name in names:
             progress(name)
             start = time.perf_counter()
@@ -105,7 +105,7 @@ def _found(name: str, case: Case) -> list[Finding]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """In evaluation mode, and afterwards as it was."""
     training = [module for module in model.modules() if module.training]
     try:

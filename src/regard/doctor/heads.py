@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from regard.doctor.case import Case
 from regard.doctor.finding import Finding, listed
 from regard.doctor.kernel import Kernel, Reading
-from regard.doctor.parts import PARTS, AttentionLayer, attention_layers
+from regard.doctor.parts import PARTS, AttentionLayer, attention_layers, output_map
 from regard.doctor.watch import watching
 from regard.errors import ModelError
 
 _DEAD = 1e-3  # of the median head's share
 _SAME = 1e-3
-_OUT = ("o_proj", "out_proj", "dense", "c_proj", "proj", "out", "wo")
 _SCALES = ("query_pre_attn_scalar", "attention_multiplier")
 _ROWS = 32
 
@@ -177,8 +176,8 @@ class _Heads:
 
 def _given(module: nn.Module, kernel: Kernel, index: Tensor, heads: int) -> Tensor | None:
     """(H,), the size of what each head adds to the layer's output; None where that map is not known."""
-    out = next((child for name in _OUT if isinstance(child := getattr(module, name, None), nn.Linear)), None)
-    if out is None or kernel.weights is not None or out.in_features != heads * kernel.out.shape[-1]:
+    out = output_map(module)
+    if not isinstance(out, nn.Linear) or kernel.weights is not None or out.in_features != heads * kernel.out.shape[-1]:
         return None
     parts = kernel.out[:, :, index.clamp(max=kernel.out.shape[2] - 1)].float()
     weight = out.weight.detach().float().unflatten(1, (heads, -1))

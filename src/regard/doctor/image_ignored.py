@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from regard.doctor.answers import longer
 from regard.doctor.case import Case
 from regard.doctor.finding import Finding
 from regard.errors import DataError
@@ -90,17 +91,7 @@ def _longer(case: Case, inputs: Any, word: Tensor) -> Any:
         learned = torch.full_like(whole["labels"], UNLEARNED)
         learned[:, -_WORDS:] = 0  # so that so many last logits come
         return (replace(prompts, **{**whole, "labels": learned}), *more)
-    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-    mask = torch.ones_like(ids) if mask is None else mask
-    if not bool(mask[:, -1].all()):
-        raise DataError("the prompts are padded on the right, where an answer would stand: pad them on the left")
-    longer = {"input_ids": torch.cat((ids, word[:, None]), dim=1), "attention_mask": torch.cat((mask, mask[:, -1:]), 1)}
-    types = {
-        name: torch.cat((inputs[name], torch.zeros_like(inputs[name][:, :1])), dim=1)
-        for name in ("token_type_ids", "mm_token_type_ids")
-        if name in inputs
-    }
-    return {**inputs, **longer, **types}
+    return longer(case.model, inputs, word[:, None])
 
 
 def _replaced(case: Case, inputs: Any, by: str) -> Any:

@@ -12,6 +12,7 @@ _MAPS = (
     *({"q_proj", "k_proj"}, {"query", "key"}, {"q", "k"}, {"q", "kv"}, {"query", "kv"}),
     *({name} for name in ("qkv", "c_attn", "query_key_value", "qkv_proj", "Wqkv", "q_b_proj", "kv_b_proj")),
 )
+_OUT = ("o_proj", "out_proj", "dense", "c_proj", "proj", "out", "wo")
 _VISION = ("vision", "visual", "image", "eye", "tower")
 _BRIDGES = ("bridge", "connector", "resampler", "perceiver", "multi_modal_projector")
 
@@ -64,6 +65,11 @@ def chosen(layers: list[AttentionLayer], wanted: int | list[int] | None) -> list
     if not found:
         raise ModelError("layers is empty: name one or more, or leave it out for all")
     return sorted(set(found), key=lambda layer: layer.number)
+
+
+def output_map(module: nn.Module) -> nn.Module | None:
+    """What puts the heads of an attention module together; None where none of the names it goes by is there."""
+    return next((child for name in _OUT if isinstance(child := getattr(module, name, None), nn.Module)), None)
 
 
 def _listed(numbers: list[int]) -> str:

@@ -73,6 +73,19 @@ def subject(
     )
 
 
+def seeing_model(name: str | os.PathLike, device: str = "auto", dtype: str = "auto") -> tuple[nn.Module, Any]:
+    """A vision-language model of Hugging Face with its processor, or a `regard.VLM` and None. Raises ModelError."""
+    folder = model_folder(name)
+    if _is_ours(folder / CONFIG):
+        return VLM.from_pretrained(folder, device=device).eval(), None
+    config = load_config(folder)
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise ModelError(f"a model of type {config.model_type!r} sees no image: give a vision-language model")
+    return _seeing_model(folder, config, device, dtype), _seeing_processor(folder, config)
+
+
 def _is_ours(path: Any) -> bool:
     try:
         return json.loads(path.read_text()).get("format") == FORMAT
@@ -85,24 +98,28 @@ def _composed(vlm: VLM, image: PIL.Image.Image, question: str) -> Subject:
 
 
 def _seeing(folder: Any, config: Any, image: Any, question: str, device: str, dtype: str) -> Subject:
-    known = config.model_type in catalogue()
-    if known:
-        model = load_model(folder, dtype=dtype, device=device)
-    else:
-        with loading(f"the model in {str(folder)!r}"):
-            from transformers import AutoModelForImageTextToText
-
-            made: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, **_OWN)
-            model = made.eval().to(checked_device(device))
+    model: Any = _seeing_model(folder, config, device, dtype)
     try:
-        processor = load_processor(folder) if known else _processor(folder)
+        processor = _seeing_processor(folder, config)
         opened = Opened(model, model.base_model, None, config)  # pyright: ignore
         return Subject(model, chat_inputs(opened, processor, [image], question))
     except RegardError as error:
         return Subject(model, None, f"there are no inputs, as {error}")
 
 
-def _processor(folder: Any) -> Any:
+def _seeing_model(folder: Any, config: Any, device: str, dtype: str) -> nn.Module:
+    if config.model_type in catalogue():
+        return load_model(folder, dtype=dtype, device=device)
+    with loading(f"the model in {str(folder)!r}"):
+        from transformers import AutoModelForImageTextToText
+
+        made: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, **_OWN)
+        return made.eval().to(checked_device(device))
+
+
+def _seeing_processor(folder: Any, config: Any) -> Any:
+    if config.model_type in catalogue():
+        return load_processor(folder)
     with loading(f"the processor in {str(folder)!r}"):
         from transformers import AutoProcessor
 

@@ -54,12 +54,31 @@ def shorten(
     loaded from where the model was.
     Raises ModelError, DataError, BudgetError or ShapeError for what a user can mend.
     """
+    options: dict[str, Any] = {"question": question, "positions": positions, "sign": sign, "processor": processor}
+    return shorten_each(model, inputs, [allocator], budget=budget, keep=keep, **options)[0]
+
+
+def shorten_each(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    allocators: Sequence[str | Allocates],
+    *,
+    budget: int | Sequence[int] | None = None,
+    keep: float | None = None,
+    question: str | Sequence[str] | Question | None = None,
+    positions: Literal["original", "compact"] = "original",
+    sign: Literal[1, -1] = 1,
+    processor: Any = None,
+) -> list[Shortened]:
+    """As `shorten`, by several allocators of images that are encoded once. The seconds before an allocator decides are
+    those of all.
+    """
     vlm = opened(model)
     if positions not in ("original", "compact") or sign not in (1, -1):
         raise DataError(f"positions must be 'original' or 'compact' and sign 1 or -1, got {positions!r} and {sign!r}")
     given = checked_inputs(vlm, inputs)
-    chosen = load(allocator) if isinstance(allocator, str) else allocator
-    needs, uses = needs_of(chosen)
+    chosen = [load(allocator) if isinstance(allocator, str) else allocator for allocator in allocators]
+    needs, uses = (set().union(*names) for names in zip(*map(needs_of, chosen), strict=True))
     clock = Clock(given["input_ids"].device)
     prompt = Prompt.of(vlm, given)
     layouts = vlm.family.layouts(vlm.base, given, prompt.runs())
@@ -75,28 +94,27 @@ def shorten(
 
     output, planes, maps = _encoded(vlm, given, layouts, (*needs, *uses), clock)
     images = image_tokens(planes[0].detach(), layouts, maps, aligned=compares)
-    allocations = decided(images, rows, None if heard is None else heard.to(planes[0].device), chosen, budgets)
-    clock.lap("decide")
-
-    kept = [_applied(plane, allocations, counts) for plane in planes]
+    heard = None if heard is None else heard.to(planes[0].device)
     starts = torch.tensor([0, *counts]).cumsum(0)[:-1].tolist()
-    anchors = torch.cat([a.anchor[0] + start for a, start in zip(allocations, starts, strict=True)])
-    left = prompt.places[anchors.to(prompt.places.device)]
-    short = _columns(prompt, left, full, given, vlm, positions)
-    sizes = [allocation.n_out for allocation in allocations]
-    if sum(sizes):
-        short["mm_encoder_outputs"] = {"image": _output(vlm, output, kept, sizes, rows)}
-    clock.lap("shorten")
-
-    warning = caution(vlm) if sizes != counts else None
-    if warning and prompt.ids.shape[1] > (window_of(vlm) or 0):
-        warnings.warn(warning, stacklevel=2)
-    decisions = [
-        Decision(image, row, allocation, amount)
-        for image, row, allocation, amount in zip(images, rows, allocations, budgets, strict=True)
-    ]
     lengths = prompt.mask.sum(dim=1).tolist()
-    return Shortened(short, vlm, chosen, decisions, ask, lengths, clock.seconds, warning, processor)
+    several = []
+    for each in chosen:
+        allocations = decided(images, rows, heard, each, budgets)
+        clock.lap("decide")
+        kept = [_applied(plane, allocations, counts) for plane in planes]
+        anchors = torch.cat([a.anchor[0] + start for a, start in zip(allocations, starts, strict=True)])
+        left = prompt.places[anchors.to(prompt.places.device)]
+        short = _columns(prompt, left, full, given, vlm, positions)
+        sizes = [allocation.n_out for allocation in allocations]
+        if sum(sizes):
+            short["mm_encoder_outputs"] = {"image": _output(vlm, output, kept, sizes, rows)}
+        clock.lap("shorten")
+        warning = caution(vlm) if sizes != counts else None
+        if warning and prompt.ids.shape[1] > (window_of(vlm) or 0):
+            warnings.warn(warning, stacklevel=3)
+        decisions = [Decision(*one) for one in zip(images, rows, allocations, budgets, strict=True)]
+        several.append(Shortened(short, vlm, each, decisions, ask, lengths, dict(clock.seconds), warning, processor))
+    return several
 
 
 def _encoded(
