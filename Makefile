@@ -34,6 +34,7 @@ bench: $(READY)
 	$(BIN)/regard bench layers
 	$(BIN)/python -m regard.bench.tasks.mosaic
 	$(BIN)/python -m regard.bench.capture
+	$(BIN)/python -m regard.bench.app
 	$(BIN)/regard bench matrix
 	$(BIN)/regard claims --run
 	$(MAKE) docs

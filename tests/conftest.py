@@ -1,7 +1,5 @@
 """Shapes in signatures are checked at run time here, and only here."""
 
-import os
-import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +13,6 @@ assert SPEC.origin is not None
 # not the allocators' base class, which answers for wrong types itself
 ALLOCATORS = [f"allocate.{file.stem}" for file in (Path(SPEC.origin).parent / "allocate").glob("[a-z]*.py")]
 CHECKED = ["attention", "relevance", "tokens", "reading", "anchors", "allocation", "eyes", *ALLOCATORS]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
-NO_BROWSER = "Chromium is not installed: apt-get install chromium (or set CHROMIUM) to run the browser tests"
 hook = install_import_hook([f"regard.{name}" for name in CHECKED], "beartype.beartype")
 
 
@@ -82,13 +77,13 @@ def regard(monkeypatch, capsys, tmp_path):
 @pytest.fixture(scope="module")
 def browser():
     """Chromium, without a window; tests that need it are skipped where there is none."""
-    path = os.environ.get("CHROMIUM") or next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if path is None:
-        pytest.skip(NO_BROWSER)
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
+    from regard.bench.browser import chromium
+    from regard.errors import DataError
+
+    try:
+        opened = chromium()
+        found = opened.__enter__()
+    except DataError as missing:
+        pytest.skip(str(missing))
+    yield found
+    opened.__exit__(None, None, None)

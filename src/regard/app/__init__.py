@@ -58,9 +58,8 @@ def serve(host: str = HOST, port: int | None = None, models: Sequence[str] = (),
     port: by default the first free one from 7860. Users may name models of their own only on this machine. Raises
     DataError for an address that cannot be served, ModelError where Gradio is not installed.
     """
-    service = Service()
+    place, service = _free_port(host, port), Service()
     page = build(models, free=host in _LOOPBACK, service=service)
-    place = _free_port(host, port)
     _, address, _ = page.launch(
         server_name=host, server_port=place, prevent_thread_lock=True, inbrowser=False, **settings()
     )
