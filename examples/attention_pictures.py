@@ -22,8 +22,21 @@ FOLDER, PAGE = Path("docs") / "attention", Path("docs") / "attention.md"
 SIDE, DIM, HEADS = 12, 48, 4
 HEAD = """# The attention layers
 
-Every layer of the survey's Sections 1.1 to 1.4, 5.1 and 5.2, to use alone: `layer(x)` or `layer(x, context, mask=...)`,
-(B, N, D) in and out; masks are boolean, True = may be seen, and a row that sees nothing gives zeros. Each is held to an
+Every layer of the survey's Sections 1.1 to 1.4, 5.1 and 5.2, to use alone in a model of yours: `layer(x)` or
+`layer(x, context, mask=...)`, (B, N, D) in and out; masks are boolean, True = may be seen, and a row that sees nothing
+gives zeros.
+
+```python
+import torch
+from regard.attention.cross import CrossAttention
+from regard.attention.window import SwinBlock
+
+words, patches = torch.randn(2, 7, 64), torch.randn(2, 14 * 14, 64)
+heard = CrossAttention(64, heads=4)(words, patches)  # (2, 7, 64)
+seen = SwinBlock(64, heads=4, window=7, hidden=256, shift=3)(patches, (14, 14))  # (2, 196, 64)
+```
+
+Each is held to an
 independent implementation, outputs and gradients, with parameters drawn so that nothing is hidden, and with mutations
 that must fail (`tests/test_attention_*.py`). `Class.from_transformers(module)` lifts a part out of a Hugging Face
 model; `save_pretrained` and `from_pretrained` keep ours. `regard bench layers` measures time and memory beside the

@@ -29,7 +29,14 @@ PARTS = (  # module, its run, the task, and the results that are shown below it
 )
 HEAD = """# The mechanisms that look
 
-Each is a `regard.mechanisms.looker.Looker`: a classifier that chooses where to look. For a batch, `look(pixels)` gives
+Image classifiers that choose where to look, to train, to watch, and to compare with one that reads everything.
+
+```sh
+regard train ram --task mnist --glimpses 6 --out ram    # fetches MNIST once; stop it at any moment, it goes on
+regard show ram digit.png                               # the path of its fixations, and an animation
+```
+
+Each is a `regard.mechanisms.looker.Looker`. For a batch, `look(pixels)` gives
 the class, the regions that were read and at which stage, the fixations, the exit, and the tokens and
 multiply-accumulates spent on each image; `see(image)` gives the same of one image as a `Seen` with its Record.
 `regard train` trains one from nothing, `regard show` draws where it looks. The multiply-accumulates that it counts are

@@ -63,6 +63,7 @@ def shortened(folder: Path) -> dict[str, Any]:
 
 # what a page takes to be there
 SETUPS: dict[str, Callable[[Path], dict[str, Any] | None]] = {
+    "docs/embedded-eye.md": photo,
     "docs/inside.md": shortened,
     "docs/look.md": encoder,
     "docs/pocket.md": photo,

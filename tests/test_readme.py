@@ -1,6 +1,7 @@
 """The README says what the results say."""
 
 import importlib
+import inspect
 import json
 import re
 from pathlib import Path
@@ -67,3 +68,20 @@ def test_the_allocator_of_the_docs_keeps_the_contract(tmp_path: Path, monkeypatc
     (tmp_path / "brightest.py").write_text(brightest + "\n\n" + contract)
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("brightest").test_contract()
+
+
+def test_the_page_of_the_layers_is_their_docstrings(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.chdir(ROOT)
+    page = importlib.import_module("attention_pictures").page()
+    assert (ROOT / "docs" / "attention.md").read_text() == page, "run examples/attention_pictures.py"
+
+
+def test_the_page_of_the_mechanisms_has_their_docstrings(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    pictures = importlib.import_module("mechanism_pictures")
+    text = (ROOT / "docs" / "mechanisms.md").read_text()
+    assert text.startswith(pictures.HEAD)
+    for name, *_ in pictures.PARTS:
+        said = inspect.cleandoc(importlib.import_module(f"regard.mechanisms.{name}").__doc__ or "")
+        assert said in text, f"docs/mechanisms.md does not say what regard.mechanisms.{name} does"

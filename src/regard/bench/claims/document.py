@@ -11,8 +11,12 @@ PLACE = Path("docs") / "claims.md"
 _HEAD = """# The survey's claims, checked
 
 Every checkable statement of the survey of attention mechanisms in vision-language models: what it says, what its source
-says, what was measured with which command, and a verdict. `regard claims` prints the same for results of your own
-(`--only TEXT`, `--verdict TEXT`, `--json`), and `regard claims --run` measures again what is trained or timed for it.
+says, what was measured with which command, and a verdict.
+
+```sh
+regard claims --verdict refuted    # the same, for results of your own; also --only TEXT, --json
+regard claims --run                # measures again what is trained or timed for it
+```
 
 A verdict that rests on figures follows from them by the rule in the last column: another measurement, another verdict.
 Figures are of small models and generated or packaged data, on one machine; what they say of large ones is in the
