@@ -59,6 +59,7 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {  # what a page is about, and t
     "cost": ("what it costs, by formula", ("cost", *_files("cost", "asked"))),
     "bench": ("measurements, compared and advised by", ("bench.advise", "bench.compare")),
     "report": ("pictures, tables and pages of a Record", _files("report", "digits")),
+    "app": ("the page in a browser", ("app",)),
     "testing": ("the contract of an allocator", ("testing",)),
 }
 
