@@ -1,5 +1,6 @@
 """The app's page in a real browser: every control by click, bad files, five users, and nothing asked of the network."""
 
+import io
 import re
 import socket
 import subprocess
@@ -7,11 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from regard.app.samples import SAMPLES
 
+TIMEOUT = 150_000  # milliseconds: a busy machine takes its time
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{value}} where is the star?"
 # `regard app`, in a process in which a look-up of any other machine's name is written down and fails
 SERVER = """
@@ -39,7 +42,7 @@ def server(tmp_path_factory, browser):
         line = [sys.executable, "-c", SERVER, "--port", str(port)]
         process = subprocess.Popen(line, stdout=file, stderr=subprocess.STDOUT)
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 150
         while "Open http" not in said.read_text():
             assert process.poll() is None, said.read_text()
             assert time.monotonic() < end, said.read_text()
@@ -58,7 +61,7 @@ def view(browser, server):
     def opened(width=1280, height=900, expected=(), **settings):
         context = browser.new_context(viewport={"width": width, "height": height}, **settings)
         contexts.append(context)
-        context.set_default_timeout(40_000)
+        context.set_default_timeout(TIMEOUT)
         tab = context.new_page()
         tab.on("request", lambda request: wanted.add(request.url))
         tab.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
@@ -107,16 +110,9 @@ def test_it_opens_with_a_picture_looked_at(view, width, scheme):
     assert images.count() == 7
     assert all(images.nth(i).get_attribute("alt") for i in range(7))
     assert not tab.locator("#notice p").count()
-    seen = Image.open(shot(tab)).convert("L").resize((200, 200))
-    low, high = seen.getextrema()
-    assert high - low > 150  # something is drawn
-    assert (sum(seen.tobytes()) / 40_000 > 127) == (scheme == "light")
-
-
-def shot(tab):
-    import io
-
-    return io.BytesIO(tab.screenshot())
+    seen = np.asarray(Image.open(io.BytesIO(tab.screenshot())).convert("L"))
+    assert np.ptp(seen) > 150  # something is drawn
+    assert (seen.mean() > 127) == (scheme == "light")
 
 
 def test_everything_that_can_be_moved_moves_the_maps(view):
@@ -199,7 +195,7 @@ def test_what_is_missing_is_said(view):
     tab.get_by_label("Model", exact=True).press("Enter")
     tab.get_by_label("Question", exact=True).fill("where is the cat?")
     tab.get_by_role("button", name="Ask", exact=True).click()
-    tab.get_by_role("alert").get_by_text("there is no model folder 'no/such model'").wait_for()
+    alert.filter(has_text="there is no model folder 'no/such model'").wait_for()
     pick(tab, "Model", "pocket")
     alert.wait_for(state="detached")
     answered(tab)
@@ -224,11 +220,11 @@ def test_bad_files_are_refused_and_the_page_goes_on(view, tmp_path):
     alert = tab.get_by_role("alert")
     for file, says in bad_files(tmp_path):
         drop(tab, file)
-        alert.get_by_text(says).wait_for()
+        alert.filter(has_text=says).wait_for()
         assert str(tmp_path.parent) not in alert.inner_text()
         assert tab.locator("#left img").count() == 0
         tab.get_by_role("button", name="Ask", exact=True).click()
-        alert.get_by_text("there is no picture").wait_for()
+        alert.filter(has_text="there is no picture").wait_for()
     drop(tab, SAMPLES[2].path)
     answered(tab)
     tab.get_by_text("cat.jpg").first.wait_for()

@@ -27,7 +27,7 @@ HEAD = (
 )
 LOADING = "the models are loading: this takes some seconds, once"
 PANELS = ("photo", "notice", "left", "right", "answers", "why", "gallery")
-_HOLD = "(held) => held.includes('{0}') ? held : [...held, '{0}']"
+_HOLD = "(held) => [held.includes('{0}') ? held : [...held, '{0}']]"  # a list of one output
 _FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 _QUIET: Any = {"show_progress": "hidden"}
 _LIVE: Any = {"trigger_mode": "always_last", **_QUIET}
