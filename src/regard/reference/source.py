@@ -82,6 +82,7 @@ def tree(module: str) -> ast.Module:
     return ast.parse(file_of(module).read_text(encoding="utf-8"))
 
 
+@cache
 def public(module: str) -> list[str]:
     """Its `__all__`, or every class and function that it defines under a name without an underscore before it."""
     for node in tree(module).body:
@@ -90,6 +91,7 @@ def public(module: str) -> list[str]:
     return [n.name for n in tree(module).body if isinstance(n, Node) and not n.name.startswith("_")]
 
 
+@cache
 def find(module: str, name: str) -> Defined | None:
     """Where a name of a module is defined, through whatever imports it; None where that is no class or function of
     regard.
