@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 STYLE = Path(__file__).with_name("style.css")
 POCKET = "pocket"
-TENSIONS = {
-    "scope": "0 compress … 1 particularize",
-    "tempering": "0 exploit … 1 explore",
-    "prioritization": "0 focus … 1 diversify",
-}
+TENSIONS = ("scope", "tempering", "prioritization")
 HEAD = (
     "<header class='rg-head'><h1>regard</h1><p>Spend a vision-language model's attention where the question is.</p>"
     "</header>"
@@ -48,7 +44,7 @@ def theme() -> Base:
 
 def page(models: tuple[str, ...], free: bool, service: Service) -> gr.Blocks:
     """The page. models: to choose from beside the pocket model. free: whether others may be typed."""
-    with gr.Blocks(title="regard", analytics_enabled=False, delete_cache=(600, 600)) as blocks:
+    with gr.Blocks(title="regard", analytics_enabled=False, fill_width=True, delete_cache=(600, 600)) as blocks:
         gr.HTML(HEAD)
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=290):
@@ -97,10 +93,8 @@ def _looking() -> dict[str, Any]:
         with gr.Tab("Reasons"):
             shown["why"] = gr.HTML(elem_id="why")
             with gr.Row():
-                for name, poles in TENSIONS.items():
-                    shown[name] = gr.Slider(
-                        0, 1, 0.5, step=0.01, label=f"Hold {name} at", info=poles, min_width=180, elem_id=name
-                    )
+                for name in TENSIONS:
+                    shown[name] = gr.Slider(0, 1, 0.5, step=0.01, label=f"Hold {name} at", min_width=180, elem_id=name)
             shown["held"] = gr.CheckboxGroup(
                 list(TENSIONS), label="Held by hand", info="moving a dial holds it; the others follow the picture"
             )
