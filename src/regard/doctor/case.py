@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from regard.doctor.finding import Finding
 from regard.doctor.opening import Patient, patient
 from regard.errors import DataError, ModelError, RegardError, first_line
+from regard.vlm import catalogue
 from regard.vlm.compose import VLM
 from regard.vlm.fusion.fusion import decoder_layers
 from regard.vlm.interleaved import UNLEARNED
+from regard.vlm.opened import opened
 from regard.vlm.prompt import special_ids
 
 _PADDED = ("attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -77,6 +79,17 @@ class Case:
         return self.vlm is None and "mm_encoder_outputs" in self.inputs
 
     @cached_property
+    def seen(self) -> Any:
+        """The inputs with images encoded, once for all runs that leave these alone; as they are in unknown families."""
+        given = self.inputs
+        if self.vlm is not None or "pixel_values" not in given or self.model.config.model_type not in catalogue():
+            return given
+        vlm = opened(self.model)
+        with torch.no_grad(), ran("its vision encoder"):
+            encoded = {"mm_encoder_outputs": {"image": vlm.family.encode(vlm.base, given)}}
+        return {name: value for name, value in given.items() if name != "pixel_values"} | encoded
+
+    @cached_property
     def _first(self) -> tuple[dict[str, Any], Tensor]:
         """What the language model's layers were given in one run of the whole, by name, and what they gave."""
         decoder: Any = self.patient.decoder
@@ -90,7 +103,7 @@ class Case:
         handle = decoder.register_forward_hook(listen, with_kwargs=True)
         try:
             with torch.no_grad():
-                self.run()
+                self.run(self.seen)
         finally:
             handle.remove()
         if not heard:

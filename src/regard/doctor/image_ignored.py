@@ -45,7 +45,7 @@ def bits(case: Case, words: int = _WORDS) -> dict[str, float]:
         raise DataError("there is no image among the inputs")
     if case.shortened:
         raise DataError("the inputs are shortened, and their images cannot be replaced: give the processor's own")
-    given = case.inputs
+    given = case.seen
     with torch.no_grad():
         for _ in range(words - 1):
             given = _longer(case, given, _next(case, given, 1)[:, -1].argmax(dim=-1))
@@ -97,7 +97,8 @@ def _longer(case: Case, inputs: Any, word: Tensor) -> Any:
 def _replaced(case: Case, inputs: Any, by: str) -> Any:
     """The inputs with other images."""
     if case.vlm is None:
-        return {**inputs, "pixel_values": _other(inputs["pixel_values"], by)}
+        words = {name: value for name, value in inputs.items() if name != "mm_encoder_outputs"}
+        return {**words, "pixel_values": _other(case.inputs["pixel_values"], by)}
     prompts, tokens, *more = inputs
     several = [tokens] if isinstance(tokens, VisualTokens) else list(tokens)
     return (prompts, [_tokens(each, by) for each in several], *more)

@@ -167,9 +167,9 @@ class _Changed(TorchFunctionMode):
 @torch.no_grad()
 def compared(case: Case, found: Sinks) -> tuple[float, float, float]:
     """The sinks' share of the words' attention before and after, and how far the next word moves, in bits."""
-    plain = case.run()
+    plain = case.run(case.seen)
     with within(case, found) as done:
-        other = case.run()
+        other = case.run(case.seen)
     last = int(case.real[0].nonzero()[-1]) - case.real.shape[1]
     moved = float(divergence(plain.logits[0, last], other.logits[0, last]))
     return sum(done.before) / len(done.before), sum(done.after) / len(done.after), moved

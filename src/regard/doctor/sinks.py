@@ -97,7 +97,7 @@ def attention_share(case: Case) -> Float[Tensor, " s"]:
     if not words:
         raise DataError("the prompt has no word after its image: put the question there")
     with capture(case.model, queries=torch.tensor(words)) as seen, torch.no_grad():
-        case.run()
+        case.run(case.seen)
     if not seen.calls:
         raise ModelError(f"nothing that {listed(list(seen.names.values()), 2)} does is a softmax that can be seen")
     layers = [number for place, number in enumerate(seen.layers) if place >= min(FIRST, len(seen.layers) - 1)]
