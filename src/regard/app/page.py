@@ -187,7 +187,9 @@ def _wire(blocks: gr.Blocks, wires: _Wires) -> None:
         controls["sample"]
         .input(_question_of, controls["sample"], controls["question"], **_QUIET)
         .then(wires.pick, controls["sample"], wires.outputs, **_QUIET),
-        controls["file"].upload(wires.drop, controls["file"], wires.outputs, **_QUIET),
+        controls["file"]
+        .upload(wires.drop, controls["file"], wires.outputs, **_QUIET)
+        .then(lambda: None, None, controls["file"], **_QUIET),  # so that another can be dropped
     ]
     for event in opened:
         event.then(wires.choose, wires.inputs, wires.sides, **_QUIET).then(
