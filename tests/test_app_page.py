@@ -150,14 +150,14 @@ def test_everything_that_can_be_moved_moves_the_maps(view):
 
     def hold():
         dial = tab.get_by_label("number input for Hold scope at")
-        dial.fill("1")
+        dial.fill("0")
         dial.press("Enter")
 
     changes(tab, "#left", hold)
-    tab.get_by_text("1.00, fixed").wait_for()
+    tab.get_by_text("0.00, fixed").wait_for()
     assert tab.get_by_label("scope", exact=True).is_checked()
     changes(tab, "#left", lambda: tab.get_by_label("scope", exact=True).uncheck())
-    tab.get_by_text("1.00, fixed").wait_for(state="detached")
+    tab.get_by_text("0.00, fixed").wait_for(state="detached")
 
 
 def test_the_gallery_opens(view):
