@@ -141,7 +141,7 @@ def seen_of(model: Pocket, kinds: list[str], covered: torch.Tensor):
 def test_attention_is_drawn_to_the_things_from_the_word_before_the_answer(model):
     covered = torch.zeros(2, 9)
     covered[0, 4], covered[1, 2] = 1.0, 0.5
-    _, seen, (guided, named) = seen_of(model, ["where", "where"], covered.flatten())
+    _, seen, (guided, named) = seen_of(model, ["count", "exists"], covered.flatten())
     prompt, attention = seen.prompt[0], seen.attention[0]
     wanted = []
     for row, place in enumerate((4, 2)):
@@ -149,7 +149,7 @@ def test_attention_is_drawn_to_the_things_from_the_word_before_the_answer(model)
         column = int(prompt.image[row].nonzero()[place])
         wanted.append(-np.log(float(attention[row, :, before, column].mean()) + 1e-4))
     assert float(guided) == pytest.approx(GUIDE * np.mean(wanted), rel=1e-5)
-    assert float(named) == 0, "where a thing is cannot be seen at it"
+    assert float(named) == 0, "how many there are cannot be seen at one"
 
 
 def test_tokens_learn_the_words_that_are_said_of_them():

@@ -1,7 +1,7 @@
 """Scenes kept as an eye saw them: with fewer numbers, and the same products, norms and decisions."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from regard.bench.tasks.asked.layout import Thing
 from regard.bench.tasks.asked.questions import Pair
 from regard.bench.tasks.seen import Sight, Sights
 from regard.errors import DataError
+from regard.eyes.grounding import Grounding
 from regard.tokens import Question, VisualTokens
 
 
@@ -44,25 +45,38 @@ def test_questions_among_the_references_take_no_room():
     torch.testing.assert_close(small @ asked.T, aligned @ reference[:2].T, atol=1e-5, rtol=1e-5)
 
 
-@dataclass(frozen=True)
 class Toy:
-    """An eye that sees the mean colour of 32 x 32 pixels."""
+    """An eye that sees the mean colour of 32 x 32 pixels, and hears how long a question is."""
 
-    name: str = "toy"
-    width: int = 3
-    asked: int = 30
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.grounding = Grounding(3, 5, dim=7, hidden=11).requires_grad_(False).eval()
+        self.mix, self.other = torch.randn(3, 30), torch.randn(5, 30)
+        self.reference = torch.randn(6, 5)
 
-    def look(self, image: Image.Image) -> VisualTokens:
+    def see(self, image: Image.Image) -> VisualTokens:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
         cells = torch.nn.functional.avg_pool2d(pixels, 32)
-        mix = torch.randn(3, 30, generator=torch.Generator().manual_seed(1))
         flat = cells.flatten(2).transpose(1, 2)
-        return VisualTokens.from_grid(flat, cells.shape[2:], aligned=flat @ mix)
+        return VisualTokens.from_grid(flat, cells.shape[2:], aligned=flat @ self.mix)
+
+    def hear(self, text: str) -> Tensor:
+        return torch.randn(5, generator=torch.Generator().manual_seed(len(text)))
+
+    def classes_of(self, heard: Tensor) -> Tensor:
+        return heard @ self.other
+
+    def look(self, image: Image.Image) -> VisualTokens:
+        """What the two spaces are together."""
+        tokens = self.see(image)
+        found = self.grounding.tokens(tokens.features, tokens.boxes)
+        return replace(tokens, aligned=torch.cat((tokens.aligned, found), dim=2))  # pyright: ignore
 
     def ask(self, text: str) -> Question:
-        generator = torch.Generator().manual_seed(len(text))
-        reference = torch.randn(6, 30, generator=torch.Generator().manual_seed(2))
-        return Question(torch.randn(1, 1, 30, generator=generator), reference=reference)
+        return Question(self.meant(self.hear(text)[None])[None], reference=self.meant(self.reference))
+
+    def meant(self, heard: Tensor) -> Tensor:
+        return torch.cat((self.classes_of(heard), self.grounding.questions(heard)), dim=1)
 
 
 def scene(split: str, index: int, seed: int = 0) -> Asked:
@@ -108,11 +122,27 @@ def test_decisions_that_were_kept_are_those_of_relevance(made):
 def test_another_rule_decides_anew(made, tmp_path, monkeypatch):
     before = made()
     assert len(list(tmp_path.glob("*-relevance-*"))) == 2
-    monkeypatch.setattr(seen, "_rule", lambda: "other")
+    monkeypatch.setattr(seen, "_rule", lambda eye: "other")
     monkeypatch.setattr(seen, "realized", lambda *given: torch.zeros(2, 2, len(given[0]), dtype=torch.int16))
     assert not torch.stack(made().decided[:1]).any()
     monkeypatch.undo()
     assert before.decided[0].any()
+
+
+def test_another_grounding_decides_anew(made):
+    eye = Toy()
+    before = seen._rule(eye)
+    assert seen._rule(Toy()) == before
+    eye.grounding.out.bias.add_(1e-3)
+    assert seen._rule(eye) != before
+
+
+def test_the_references_are_in_the_space_of_the_tokens(made):
+    sights, eye = made(), Toy()
+    tokens = eye.look(scene("train", 2).image)
+    assert tokens.aligned is not None
+    wanted = tokens.aligned[0] @ eye.meant(eye.reference).T
+    torch.testing.assert_close(sights.scenes[2].aligned.float() @ sights.reference.T, wanted, atol=2e-2, rtol=1e-2)
 
 
 def test_scenes_are_encoded_once_and_sorted_by_their_grids(made, tmp_path, monkeypatch):
@@ -126,11 +156,14 @@ def test_scenes_are_encoded_once_and_sorted_by_their_grids(made, tmp_path, monke
     monkeypatch.setattr(seen, "asked", never)
     again = made()
     assert torch.equal(again.scenes[5].features, sights.scenes[5].features)
+    kept = next(tmp_path.glob("train-00000-relevance-*"))
+    whole = kept.read_bytes()
+    kept.write_bytes(b"cut")
+    with pytest.raises(DataError, match="relevance.*remove it"):
+        made()
+    kept.write_bytes(whole)
     (tmp_path / "train-00004.safetensors").write_bytes(b"cut")
     with pytest.raises(DataError, match="train-00004.safetensors.*remove it"):
-        made()
-    with pytest.raises(DataError, match="relevance.*remove it"):
-        next(tmp_path.glob("train-00000-relevance-*")).write_bytes(b"cut")
         made()
     texts = tmp_path / "train-00000.json"
     texts.write_text(json.dumps(json.loads(texts.read_text())[:1]) + "[")
@@ -148,6 +181,6 @@ def test_things_are_named_by_what_is_asked_and_answered():
     features = torch.arange(4.0)[:, None].expand(4, 2).half()
     scene = Sight(2, features, features, torch.zeros(3, 2), covered, ["where", "what", "where"], asks, answers)
     things = Sights((scene,), torch.zeros(1, 2)).things()
-    assert things.said == ["fox", "cup"], "the drum fills too little; a kite is beside what is meant"
+    assert things.said == ["fox top left", "cup"], "the drum fills too little; a kite is beside what is meant"
     assert things.features[:, 0].tolist() == [1, 2]
     assert things.boxes.tolist() == [[0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1]]

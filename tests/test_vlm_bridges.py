@@ -146,7 +146,11 @@ def test_a_projector_that_hears_is_told_how_near_each_kept_token_is(name):
     seen, asked = ragged(), question(3)
     got = bridge(seen, asked, 5)
     kept = bridge.allocation(seen, asked, 5).apply(seen)  # pyright: ignore
-    read = bridge.read(kept.features, kept.boxes) + bridge.near(heard(kept, asked)[..., None])  # pyright: ignore
+    near = torch.stack((heard(kept, asked), kept.relevance(asked) / 10), dim=2)
+    plain = bridge.read(kept.features, kept.boxes)  # pyright: ignore
+    likely = (near[..., 0] + kept.relevance(asked)).exp() * kept.valid
+    found = torch.einsum("bk,bkd->bd", likely / likely.sum(dim=1, keepdim=True), plain)
+    read = plain + bridge.hearing.near(near) + (found @ bridge.hearing.found.weight.T)[:, None]  # pyright: ignore
     wanted = bridge.out(torch.nn.functional.gelu(read))  # pyright: ignore
     torch.testing.assert_close(got.features[got.mask], wanted[got.mask])
     assert not torch.equal(got.features, bridge(seen, question(3, seed=9), 5).features)

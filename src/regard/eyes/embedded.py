@@ -125,6 +125,12 @@ class EmbeddedEye:
 
         Raises DataError for more than 200 words, or for a question without a Latin letter.
         """
+        heard = self.classes_of(self.hear(text))
+        return Question(heard[None, None], text=text, reference=self.classes_of(self.reference))
+
+    @torch.no_grad()
+    def hear(self, text: str) -> Float[Tensor, " 384"]:
+        """The sentence embedding of what a question asks for, of length 1. Raises as `ask`."""
         words = text.split()
         if len(words) > LONGEST_QUESTION:
             raise DataError(
@@ -132,17 +138,16 @@ class EmbeddedEye:
             )
         if not re.search("[A-Za-z]", text):
             raise DataError(f"the embedded eye knows English only, the question is {text!r}: ask in English")
-        return Question(
-            self._weights(self._text.embed(_asked_for(text)))[None, None], text=text, reference=self._others
-        )
+        return self._text.embed(_asked_for(text))
 
-    def _weights(self, words: Float[Tensor, "... 384"]) -> Float[Tensor, "... 1000"]:
-        return (words @ self._classes.T / _TEMPERATURE).softmax(dim=-1)
+    def classes_of(self, heard: Float[Tensor, "... 384"]) -> Float[Tensor, "... 1000"]:
+        """How much each class is meant; they sum to 1."""
+        return (heard @ self._classes.T / _TEMPERATURE).softmax(dim=-1)
 
-    @cached_property
-    def _others(self) -> Float[Tensor, "64 1000"]:
-        """Reference questions: every 16th or so of the classes, asked for by its own words."""
-        return self._weights(self._classes[torch.linspace(0, len(self._classes) - 1, 64).long()])
+    @property
+    def reference(self) -> Float[Tensor, "64 384"]:
+        """Reference questions, heard: every 16th or so of the classes, asked for by its own words."""
+        return self._classes[torch.linspace(0, len(self._classes) - 1, 64).long()]
 
 
 def _asked_for(question: str) -> str:

@@ -43,16 +43,16 @@ from regard.vlm.pocket import MECHANISMS, SELECTING, Pocket
 BUDGETS = (16, 32, 64, 128)
 SHARES = {ALL: 0.5, "recurrent": 0.5}  # of the draws that another mechanism gets
 NAMING = 0.5  # weight of the loss of the words at the things' tokens
-NAMED = ("what", "next", "colour", "read")  # kinds whose answer is there to be seen
+NAMED = ("what", "next", "colour", "read", "where")  # kinds whose answer is there to be seen
 JOIN = {  # when a kind is asked from, as a share of all steps
     "colour": 0.0,
-    "where": 0.1,
-    "exists": 0.25,
-    "count": 0.25,
-    "read": 0.4,
-    "what": 0.5,
-    "next": 0.5,
-    "missing": 0.5,
+    "where": 0.02,
+    "read": 0.05,
+    "exists": 0.08,
+    "count": 0.1,
+    "what": 0.14,
+    "next": 0.17,
+    "missing": 0.2,
 }
 _MAKE = 0.25  # from when on mechanisms that make new tokens learn, as a share of all steps
 _GUIDED = 3  # layer whose attention is drawn to the things

@@ -75,7 +75,7 @@ class Pocket(nn.Module):
         assert isinstance(shared, Projector)
         own = load(mechanism, shared.width, shared.dim, hidden=shared.out.in_features, hearing=True)
         assert isinstance(own, Projector)
-        own.read, own.near, own.out = shared.read, shared.near, shared.out
+        own.read, own.hearing, own.out = shared.read, shared.hearing, shared.out
         return own
 
 

@@ -1,8 +1,9 @@
 """Asked scenes as the pocket eye saw them, kept on disk: each is made and encoded once.
 
-What tokens and questions have in common, inner products and norms, is all that relevance reads of them. So `aligned`,
-of 1,000 dimensions, is kept in a basis of the reference questions, then of the scene's own, and one dimension more for
-what is left of a token's norm: of M + Q + 1 dimensions, with the same products.
+What tokens and questions have in common, inner products and norms, is all that relevance reads of them. So the classes
+that tokens show, of 1,000 dimensions, are kept in a basis of the reference questions, then of the scene's own, and one
+dimension more for what is left of a token's norm: of M + Q + 1 dimensions, with the same products. What the eye's
+`Grounding` makes of features and questions is added when they are read, so that it can be learned from these files.
 """
 
 import hashlib
@@ -11,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -27,7 +29,7 @@ from regard.bench.tasks.asked.wording import taken
 from regard.bench.tasks.asked.wording import tokens as tokens_of
 from regard.bench.tasks.fetching import Told
 from regard.errors import DataError
-from regard.eyes import Eye
+from regard.eyes.grounding import Grounding
 from regard.files import write_all, write_whole
 from regard.reading import Grouped
 from regard.tokens import Question, VisualTokens, grid_boxes
@@ -38,6 +40,43 @@ CHUNK = 50  # scenes of a file
 _OF_OTHERS = ("what", "next", "missing")  # kinds whose question names another thing than the answer's
 _MOSTLY = 0.4  # of a token, that a thing fills
 _MOST = PAIRS[1]  # questions of a scene
+
+
+class Eye(Protocol):
+    """What sees and hears classes, and finds what is meant by a grounding, as the pocket eye does."""
+
+    @property
+    def grounding(self) -> Grounding: ...
+
+    @property
+    def reference(self) -> Float[Tensor, "m s"]:
+        """Other questions, heard."""
+        ...
+
+    def see(self, image: Image.Image) -> VisualTokens:
+        """Aligned with the classes alone."""
+        ...
+
+    def hear(self, text: str) -> Float[Tensor, " s"]: ...
+
+    def classes_of(self, heard: Float[Tensor, "q s"]) -> Float[Tensor, "q e"]: ...
+
+
+class Encoded(NamedTuple):
+    """A scene as it is kept. features: (N, D) and classes: (N, E), on a grid of side x side. questions: (Q, E), as
+    classes; heard: (Q, S), as sentences. covered: (Q, N), how much of each token's box the answer's things fill.
+    kinds, asks, answers: of each question. features, classes and covered are float16.
+    """
+
+    side: int
+    features: Tensor
+    classes: Tensor
+    questions: Tensor
+    heard: Tensor
+    covered: Tensor
+    kinds: list[str]
+    asks: list[str]
+    answers: list[str]
 
 
 class Sight(NamedTuple):
@@ -107,14 +146,13 @@ class Sights:
         """The tokens that are mostly of what a question is about, and its names, colours and words."""
         common, features, boxes, said = taken(), [], [], []
         for scene in self.scenes:
-            cells = grid_boxes(*[torch.linspace(0, 1, scene.side + 1)] * 2)[0]
             for turn, kind in enumerate(scene.kinds):
                 words = [word for word in tokens_of(scene.asks[turn]) if word not in common and kind not in _OF_OTHERS]
                 words += tokens_of(scene.answers[turn]) if kind in NAMED else []
                 there = (scene.covered[turn] > _MOSTLY).nonzero()[:, 0]
                 if words:
                     features.append(scene.features[there])
-                    boxes.append(cells[there])
+                    boxes.append(cells(scene.side)[there])
                     said += [" ".join(words)] * len(there)
         return Things(torch.cat(features).float(), torch.cat(boxes), said)
 
@@ -134,25 +172,38 @@ class Sights:
         return whole.hexdigest()[:16]
 
 
-_PARTS = ("features", "aligned", "questions", "covered")
+_PARTS = ("features", "classes", "questions", "heard", "covered")
+_HALF = ("features", "classes", "covered")  # in 16 bits
 _FIELDS = {"kinds": "kind", "asks": "question", "answers": "answer"}  # of a scene, and of its pairs
 
 
 def seen(eye: Eye, split: str, count: int, folder: Path, told: Told | None = None) -> Sights:
     """The first scenes of a split, encoded where the folder has them not. Raises DataError."""
-    basis, reference = _space(eye)
-    scenes: list[Sight] = []
+    reference = _reference(eye)
+    whole = encoded(eye, split, count, folder, told)
+    sights = tuple(_grounded(eye, one) for one in whole)
     decided: list[Tensor] = []
+    if split == "train":
+        rule = _rule(eye)
+        for start in range(0, count, CHUNK):
+            decided += _decided(
+                sights[start : start + CHUNK], folder / f"{split}-{start:05d}-relevance-{rule}", reference
+            )
+    return Sights(sights, reference, tuple(decided))
+
+
+def encoded(eye: Eye, split: str, count: int, folder: Path, told: Told | None = None) -> list[Encoded]:
+    """As `seen`, before any grounding."""
+    basis = _basis(eye)
+    scenes: list[Encoded] = []
     for start in range(0, count, CHUNK):
         path = folder / f"{split}-{start:05d}.safetensors"
         if not path.exists() or not path.with_suffix(".json").exists():
             _encode(eye, split, start, path, basis)
         scenes += _loaded(path)
-        if split == "train":
-            decided += _decided(scenes[start:], path, reference)
         if told:
             told(f"encode the {split} scenes: {min(start + CHUNK, count)} of {count}")
-    return Sights(tuple(scenes[:count]), reference, tuple(decided[:count]))
+    return scenes[:count]
 
 
 def _encode(eye: Eye, split: str, start: int, path: Path, basis: Tensor) -> None:
@@ -160,24 +211,38 @@ def _encode(eye: Eye, split: str, start: int, path: Path, basis: Tensor) -> None
     texts = []
     for index in range(start, start + CHUNK):
         scene = asked(split, index)
-        tokens = eye.look(scene.image)
+        tokens = eye.see(scene.image)
         assert tokens.grid is not None
         assert tokens.aligned is not None
-        asks = torch.cat([eye.ask(pair.question).features[0] for pair in scene.pairs])
-        aligned, questions = compacted(tokens.aligned[0], asks, basis)
+        heard = torch.stack([eye.hear(pair.question) for pair in scene.pairs])
+        classes, questions = compacted(tokens.aligned[0], eye.classes_of(heard), basis)
         covered = np.stack([_covered(pair.targets, scene.image.width, tokens.grid[2]) for pair in scene.pairs])
-        parts = {"features": tokens.features[0], "aligned": aligned, "questions": questions}
-        parts["covered"] = torch.from_numpy(covered)
-        half = {name: value if name == "questions" else value.half() for name, value in parts.items()}
-        tensors |= {f"{index}.{name}": value.contiguous() for name, value in half.items()}
+        parts = (tokens.features[0], classes, questions, heard, torch.from_numpy(covered))
+        for name, value in zip(_PARTS, parts, strict=True):
+            tensors[f"{index}.{name}"] = (value.half() if name in _HALF else value).contiguous()
         texts.append({"side": tokens.grid[2], **{n: [getattr(p, k) for p in scene.pairs] for n, k in _FIELDS.items()}})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_all(path.parent, {path.name: save(tensors), path.with_suffix(".json").name: json.dumps(texts)})
 
 
-def _decided(scenes: Sequence[Sight], path: Path, reference: Tensor) -> list[Tensor]:
+@torch.no_grad()
+def _grounded(eye: Eye, one: Encoded) -> Sight:
+    """What the eye's grounding makes of it beside the classes."""
+    found = eye.grounding.tokens(one.features[None].float(), cells(one.side)[None])[0]
+    asked_for = eye.grounding.questions(one.heard)
+    aligned, questions = torch.cat((one.classes, found.half()), dim=1), torch.cat((one.questions, asked_for), dim=1)
+    return Sight(one.side, one.features, aligned, questions, one.covered, one.kinds, one.asks, one.answers)
+
+
+@cache
+def cells(side: int) -> Float[Tensor, "n 4"]:
+    """The boxes of a grid of side x side."""
+    return grid_boxes(*[torch.linspace(0, 1, side + 1)] * 2)[0]
+
+
+def _decided(scenes: Sequence[Sight], stem: Path, reference: Tensor) -> list[Tensor]:
     """What `relevance` makes of a file's scenes, decided where it has not been; another rule decides anew."""
-    place = path.with_name(f"{path.stem}-relevance-{_rule()}.safetensors")
+    place = stem.with_name(f"{stem.name}.safetensors")
     if not place.exists():
         made = [realized(one.features.float(), one.aligned.float(), one.questions, reference) for one in scenes]
         write_whole(place, save({str(number): groups for number, groups in enumerate(made)}))
@@ -188,12 +253,14 @@ def _decided(scenes: Sequence[Sight], path: Path, reference: Tensor) -> list[Ten
         raise DataError(f"{str(place)!r} cannot be read, it may be cut short: remove it ({error})") from error
 
 
-@cache
-def _rule() -> str:
+def _rule(eye: Eye) -> str:
     """What tells one way of deciding from another: what it makes of some noise."""
     draw = torch.Generator().manual_seed(0)
     noise = [torch.randn(*shape, generator=draw) for shape in ((144, 12), (144, 9), (3, 9), (5, 9))]
-    return hashlib.sha256(realized(*noise).numpy().tobytes()).hexdigest()[:8]
+    whole = hashlib.sha256(realized(*noise).numpy().tobytes())
+    for value in eye.grounding.state_dict().values():
+        whole.update(value.numpy().tobytes())
+    return whole.hexdigest()[:8]
 
 
 def realized(
@@ -213,12 +280,12 @@ def realized(
     return torch.stack([one.group for one in made], dim=1).to(torch.int16)  # pyright: ignore
 
 
-def _loaded(path: Path) -> list[Sight]:
+def _loaded(path: Path) -> list[Encoded]:
     try:
         tensors, texts = load_file(path), json.loads(path.with_suffix(".json").read_text())
         first = int(path.stem.rpartition("-")[2])
         whole = ({name: tensors[f"{first + place}.{name}"] for name in _PARTS} for place in range(len(texts)))
-        return [Sight(**parts, **about) for parts, about in zip(whole, texts, strict=True)]
+        return [Encoded(**parts, **about) for parts, about in zip(whole, texts, strict=True)]
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise DataError(f"{str(path)!r} cannot be read, it may be cut short: remove it ({error})") from error
 
@@ -235,7 +302,7 @@ def compacted(
 ) -> tuple[Float[Tensor, "n f"], Float[Tensor, "q f"]]:
     """Tokens and questions in M + _MOST + 1 dimensions, with the same inner products, and tokens with the same norms.
 
-    basis: orthonormal, of the reference questions, which then have the coordinates that `_space` gives.
+    basis: orthonormal, of the reference questions, which then have the coordinates that `_reference` gives.
     """
     asks64, aligned64 = asks.double(), aligned.double()
     own = asks64 - asks64 @ basis @ basis.T
@@ -248,10 +315,13 @@ def compacted(
     return torch.cat((coordinates, rest[:, None]), dim=1).float(), torch.nn.functional.pad(questions, (0, 1)).float()
 
 
-def _space(eye: Eye) -> tuple[Float[Tensor, "e m"], Float[Tensor, "m f"]]:
-    """The basis of the reference questions, and what they are in it."""
-    reference = eye.ask("what is here?").reference
-    if reference is None:
-        raise DataError(f"the eye {eye.name} has no reference questions: take the pocket eye")
-    basis = torch.linalg.qr(reference.double().T)[0]
-    return basis, torch.nn.functional.pad((reference.double() @ basis).float(), (0, _MOST + 1))
+def _basis(eye: Eye) -> Float[Tensor, "e m"]:
+    """Orthonormal, of the reference questions' classes."""
+    return torch.linalg.qr(eye.classes_of(eye.reference).double().T)[0]
+
+
+@torch.no_grad()
+def _reference(eye: Eye) -> Float[Tensor, "m f"]:
+    """The reference questions in the space of `Sight.aligned`."""
+    compact = (eye.classes_of(eye.reference).double() @ _basis(eye)).float()
+    return torch.cat((torch.nn.functional.pad(compact, (0, _MOST + 1)), eye.grounding.questions(eye.reference)), dim=1)

@@ -7,6 +7,7 @@ Where it is `hearing`, each token is told r_i, how near it is to the question, a
 """
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from regard.allocate import load
@@ -16,6 +17,22 @@ from regard.tokens import Question, VisualTokens
 from regard.vlm.bridges.bridge import Bridge, Bridged, Reader, heard
 
 _MOST = 10.0  # of what a token is told of its nearness by itself
+
+
+class Hearing(nn.Module):
+    """What tokens are told of the question: how near each is, and what is seen where that is most."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.near, self.found = nn.Linear(2, dim), nn.Linear(dim, dim, bias=False)
+        self.sharp = nn.Parameter(torch.tensor([1.0, _MOST]))  # a
+
+    def forward(
+        self, read: Float[Tensor, "b k d"], near: Float[Tensor, "b k 2"], valid: Bool[Tensor, "b k"]
+    ) -> Float[Tensor, "b k d"]:
+        """What is added to what was read. near: as `heard`, and by itself."""
+        likely = (near @ self.sharp).masked_fill(~valid, torch.finfo(near.dtype).min).softmax(dim=1)
+        return self.near(near) + self.found(likely[:, None] @ read)
 
 
 class Projector(Bridge):
@@ -35,19 +52,15 @@ class Projector(Bridge):
             self.allocator is not None and "question" in (*self.allocator.needs, *self.allocator.uses)
         )
         self.read = Reader(width, hidden or dim)
-        self.near = nn.Linear(2, hidden or dim) if hearing else None
-        self.found = nn.Linear(hidden or dim, hidden or dim, bias=False) if hearing else None
-        self.sharp = nn.Parameter(torch.tensor([1.0, _MOST])) if hearing else None  # a
+        self.hearing = Hearing(hidden or dim) if hearing else None
         self.out = nn.Linear(hidden or dim, dim)
 
     def bridged(self, tokens: VisualTokens, question: Question | None, budget: int) -> Bridged:
         allocation = self.allocation(tokens, question, budget)
         kept = allocation.apply(tokens)
         read = self.read(kept.features, kept.boxes)
-        if self.near is not None and self.found is not None and self.sharp is not None:
-            near = _near(kept, question).to(read.dtype)
-            likely = (near @ self.sharp).masked_fill(~kept.valid, -torch.inf).softmax(dim=1)
-            read = read + self.near(near) + self.found(likely[:, None] @ read)
+        if self.hearing is not None:
+            read = read + self.hearing(read, _near(kept, question).to(read.dtype), kept.valid)
         return Bridged(self.out(nn.functional.gelu(read)), _rows(allocation, tokens), allocation)
 
     @torch.no_grad()
