@@ -122,8 +122,7 @@ class _Wires:
 
     def drop(self, path: str | None) -> Iterator[list[Any]]:
         """A file of the user's."""
-        if path is not None:
-            yield from self._opened(path)
+        yield from self._opened(path) if path is not None else self._nothing()
 
     def _opened(self, path: str | Path) -> Iterator[list[Any]]:
         yield self._values(None, {"notice": notice("the picture is looked at")})
@@ -160,13 +159,18 @@ class _Wires:
         return [gr.Dropdown(choices=list(names)) for _ in self.sides]
 
     def _run(self, session: "Session | None", said: tuple, pressed: bool) -> Iterator[list[Any]]:
-        if session is None and not pressed:
-            return  # what was to be opened was not: it is said already
+        if session is None and not pressed:  # what was to be opened was not: it is said already
+            yield from self._nothing()
+            return
         try:
             for now, panels in self.service.desk.run(_some(session), _wish(*said), pressed):
                 yield self._values(now, panels)
         except RegardError as error:
             yield self._values(session, {"notice": notice(str(error), wrong=True)})
+
+    def _nothing(self) -> Iterator[list[Any]]:
+        """Everything stays as it is: Gradio empties the outputs of a generator that ends without a word."""
+        yield self._values(None, {})
 
     def _values(self, session: "Session | None", panels: dict[str, Any], forget: bool = False) -> list[Any]:
         """In the order of the outputs; what is not named stays as it is."""
