@@ -12,6 +12,9 @@ from regard.errors import DataError
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
+# several pages at once: none of them is in the background
+FLAGS += ["--disable-background-timer-throttling", "--disable-renderer-backgrounding"]
+FLAGS += ["--disable-backgrounding-occluded-windows"]
 
 
 @contextmanager
