@@ -9,7 +9,7 @@ from regard.bench.index.page import PLACE, page
 from regard.errors import DataError
 from regard.files import write_whole
 
-_DOCS = "attention embedded-eye matrix measure mechanisms pocket relevance selectors shorten".split()
+_DOCS = "app attention embedded-eye matrix measure mechanisms pocket relevance selectors shorten".split()
 DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in _DOCS))
 _BLOCK = re.compile(r"(<!-- (?:figures|table): ([^\s/]+)(?:/(\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
