@@ -19,6 +19,7 @@ from PIL import Image
 
 import tiny_processors
 from regard import app
+from regard.allocate.relevance import Relevance
 from regard.app import markup
 from regard.app.desk import Desk, Session, Wish
 from regard.app.looks import served
@@ -60,7 +61,9 @@ def told(desk, session, wish):
 def test_heat_maps_are_those_of_regard_look(desk, session, name):
     wish = Wish("which colour is the star?", 40, left=name, right="grid")
     _, panels = told(desk, session, wish)
-    record = look(SAMPLES[1].path, wish.question, budget=40, allocators=[name], eye=desk.models.eye)
+    eye = desk.models.eye
+    allocator = Relevance(realizer=eye.realizer) if name == "relevance" else name
+    record = look(SAMPLES[1].path, wish.question, budget=40, allocators=[allocator], eye=eye)
     spent = record.looks[0].allocation.spent()[0].numpy()
     lit = picture_of(panels["left"]) / np.maximum(np.asarray(session.sight.shown.convert("L")), 1)
     h, w = lit.shape

@@ -9,8 +9,13 @@ from torch import Tensor
 from regard.bench.pocket import hits
 from regard.eyes.grounding import Grounding
 from regard.eyes.pocket import PocketEye
-from regard.train.grounding import found, grounded, train
+from regard.relevance.realizer import Realizer
+from regard.relevance.tensions import States
+from regard.tokens import Question, VisualTokens
+from regard.train.grounding import found, grounded, realizer, train
 from regard.train.loop import Recipe
+from regard.vlm.pocket import Pocket
+from regard.vlm.pocket_ask import ready
 
 
 @dataclass
@@ -22,6 +27,15 @@ class Toy:
     classes: Tensor
     questions: Tensor
     heard: Tensor
+    covered: Tensor
+
+
+@dataclass
+class Noted:
+    """A batch of questions."""
+
+    tokens: VisualTokens
+    question: Question
     covered: Tensor
 
 
@@ -104,3 +118,37 @@ def test_the_pocket_eye_hears_where(tmp_path):
     assert plain.aligned is not None
     torch.testing.assert_close(tokens.aligned[..., :1000], plain.aligned)
     torch.testing.assert_close(question.features[..., :1000], classes.features)
+
+
+def test_relevance_learns_to_trust_the_way_that_finds_things():
+    """Things are where the question's classes are; nothing else about them stands out."""
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(6):
+        tokens = torch.randn(16, 36, 7, generator=generator)
+        aligned = 0.3 * torch.randn(16, 36, 5, generator=generator)
+        place = torch.randint(36, (16,), generator=generator)
+        aligned[torch.arange(16), place, 2] += 4
+        covered = torch.nn.functional.one_hot(place, 36).float()
+        asked = torch.nn.functional.one_hot(torch.tensor(2), 5).float().expand(16, 1, 5)
+        question = Question(asked, reference=torch.eye(5)[:2])
+        batches.append(Noted(VisualTokens.from_grid(tokens, (6, 6), aligned=aligned), question, covered))
+    learned, plain = realizer(batches, epochs=10), Realizer()
+    for batch in batches:
+        found, before = (
+            one.field(one.seen(batch.tokens.features, batch.tokens, batch.question), batch.tokens.valid)[0]
+            for one in (learned, plain)
+        )
+        at = batch.covered.argmax(dim=1, keepdim=True)
+        assert found.gather(1, at).mean() > before.gather(1, at).mean() + 0.1
+    assert learned.field.gain[2] > learned.field.gain[:2].max()
+    assert not any(value.requires_grad for value in learned.parameters())
+
+
+def test_the_pocket_model_spends_by_what_its_eye_has_learned():
+    eye = PocketEye()
+    assert eye.realizer.field.gain[2] > 1
+    model = Pocket(["where"])
+    for vlm in (model.vlm("relevance"), ready(model, "relevance", states=States(scope=0.5))):
+        assert vlm.bridge.allocator.realizer is eye.realizer  # pyright: ignore[reportAttributeAccessIssue]
+    assert ready(model, "relevance", states=States(scope=0.5)).bridge.allocator.scope == 0.5  # pyright: ignore

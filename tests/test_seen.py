@@ -20,6 +20,7 @@ from regard.bench.tasks.asked.questions import Pair
 from regard.bench.tasks.seen import Sight, Sights
 from regard.errors import DataError
 from regard.eyes.grounding import Grounding
+from regard.relevance.realizer import Realizer
 from regard.tokens import Question, VisualTokens
 
 
@@ -52,7 +53,7 @@ class Toy:
         torch.manual_seed(0)
         self.grounding = Grounding(3, 5, dim=7, hidden=11).requires_grad_(False).eval()
         self.mix, self.other = torch.randn(3, 30), torch.randn(5, 30)
-        self.reference = torch.randn(6, 5)
+        self.reference, self.realizer = torch.randn(6, 5), Realizer()
 
     def see(self, image: Image.Image) -> VisualTokens:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
@@ -123,7 +124,7 @@ def test_another_rule_decides_anew(made, tmp_path, monkeypatch):
     before = made()
     assert len(list(tmp_path.glob("*-relevance-*"))) == 2
     monkeypatch.setattr(seen, "_rule", lambda eye: "other")
-    monkeypatch.setattr(seen, "realized", lambda *given: torch.zeros(2, 2, len(given[0]), dtype=torch.int16))
+    monkeypatch.setattr(seen, "realized", lambda *given: torch.zeros(2, 2, len(given[1]), dtype=torch.int16))
     assert not torch.stack(made().decided[:1]).any()
     monkeypatch.undo()
     assert before.decided[0].any()

@@ -7,7 +7,7 @@ import torch
 
 from regard.allocate import catalogue, load, made, missing_needs
 from regard.allocation import Allocation
-from regard.app.sight import REALIZER, Heard
+from regard.app.sight import Heard
 from regard.cost.language import QWEN2_5_7B
 from regard.record import Look, Realization
 from regard.recorded import PROMPT_TOKENS, look_of
@@ -53,5 +53,5 @@ def _look(heard: Heard, name: str, budget: int, states: States) -> Look:
 
 
 def _realized(heard: Heard, budget: int, states: States) -> tuple[Allocation, Realization]:
-    found = REALIZER.decide(heard.measured, budget, states)
+    found = heard.realizer.decide(heard.measured, budget, states)
     return found.allocation, found.record(heard.transjectivity, states.fixed)

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from regard.app.sight import REALIZER, Heard, Sight
-from regard.eyes import Eye
+from regard.app.sight import Heard, Sight
+from regard.eyes.pocket import PocketEye
 from regard.record import Answer
 from regard.relevance.gaze import by_likeness, gaze
 from regard.relevance.tensions import States
@@ -50,7 +50,7 @@ class Models:
             return pocket()
 
     @property
-    def eye(self) -> Eye:
+    def eye(self) -> PocketEye:
         """The pocket model's."""
         return self.pocket.eye
 
@@ -69,7 +69,7 @@ class Models:
             answer, bridged = self._through(heard, name, budget, States())
             yield Looked(answer.allocator or "all tokens", bridged.reading.spent()[0], answer)
         tokens, kept = heard.sight.tokens, min(budget, heard.sight.count)
-        gazed = gaze(REALIZER, tokens, heard.question, kept, by_likeness(REALIZER, tokens))
+        gazed = gaze(heard.realizer, tokens, heard.question, kept, by_likeness(heard.realizer, tokens))
         path = [(x, y) for x, y in gazed.fixations[0, : int(gazed.count[0]) - 1].tolist()]
         yield Looked("relevance, looking again", gazed.allocation.spent()[0], path=tuple(path))
 

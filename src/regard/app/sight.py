@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from regard.eyes import Eye
+from regard.eyes.pocket import PocketEye
 from regard.pixels import one_line
 from regard.record import Picture
 from regard.recorded import boxes_of, read_picture
@@ -19,7 +20,6 @@ from regard.tokens import Question, VisualTokens
 
 LONGEST = 2048  # pixels: what is kept of a larger picture
 SHOWN, SMALL = 640, 360  # pixels, the longest side of what is drawn: heat maps, and what stands in rows
-REALIZER = Realizer()
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,20 +42,22 @@ class Sight:
 
 @dataclass(frozen=True, eq=False)
 class Heard:
-    """A question about one sight. measured, transjectivity: of relevance, at whatever budget."""
+    """A question about one sight. realizer, measured, transjectivity: of relevance, at whatever budget."""
 
     sight: Sight
     text: str
     question: Question
+    realizer: Realizer
     measured: Measured
     transjectivity: float | None
 
     @classmethod
-    def of(cls, eye: Eye, sight: Sight, text: str) -> "Heard":
+    def of(cls, eye: PocketEye, sight: Sight, text: str) -> "Heard":
         """Hear it. Raises DataError for a question that the eye cannot hear."""
         question = eye.ask(text)
-        shared = REALIZER.transjectivity(sight.tokens, question)
-        return cls(sight, text, question, REALIZER.measure(sight.tokens, question), shared)
+        realizer = eye.realizer
+        measured = realizer.measure(sight.tokens, question)
+        return cls(sight, text, question, realizer, measured, realizer.transjectivity(sight.tokens, question))
 
 
 class Sights:

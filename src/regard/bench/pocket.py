@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save, save_model
+from torch import Tensor, nn
 
 from regard.bench.mechanisms import asking
 from regard.bench.results import Row, provenance, publish
@@ -57,8 +58,16 @@ def fit_grounding(folder: Path, run: Path, told: Told = print) -> None:
             told(f"epoch {epoch} of {GROUNDED.epochs}: loss {loss:.3f}, {100 * right:.1f} % found")
 
     model = grounding.train(given, GROUNDED, run, tell)
-    write_whole(GROUNDING, save({name: value.half().contiguous() for name, value in model.state_dict().items()}))
     told(f"of the scenes to validate with: {100 * hits(model, others):.1f} % found")
+    write_whole(GROUNDING, save(_named("grounding.", model)))  # by which they can be seen in its space
+    sights = seen(eye, "val", SCENES["val"], folder)
+    batches = [sights.batch(side[at : at + 64]) for side in sights.sides() for at in range(0, len(side), 64)]
+    realizer = grounding.realizer(batches)
+    write_whole(GROUNDING, save({**_named("grounding.", model), **_named("realizer.", realizer)}))
+
+
+def _named(prefix: str, model: nn.Module) -> dict[str, Tensor]:
+    return {prefix + name: value.half().contiguous() for name, value in model.state_dict().items()}
 
 
 @torch.no_grad()

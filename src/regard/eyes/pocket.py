@@ -20,6 +20,7 @@ from torch import Tensor
 from regard.errors import ModelError
 from regard.eyes.embedded import EmbeddedEye
 from regard.eyes.grounding import Grounding
+from regard.relevance.realizer import Realizer
 from regard.tokens import Question, VisualTokens
 
 WIDTH = 512
@@ -57,6 +58,11 @@ class PocketEye:
     def reference(self) -> Float[Tensor, "64 384"]:
         """As `EmbeddedEye.reference`."""
         return self.embedded.reference
+
+    @property
+    def realizer(self) -> Realizer:
+        """The parameters of relevance, learned for these tokens and questions."""
+        return _realizer()
 
     def look(self, image: Image.Image) -> VisualTokens:
         """Encode an RGB image: features (1, N, 512), aligned (1, N, 1128), on a grid of 32 x 32 pixels a token."""
@@ -107,8 +113,20 @@ def fitted(features: Float[Tensor, "n f"]) -> dict[str, Tensor]:
 @cache
 def _grounding() -> Grounding:
     made = Grounding(WIDTH, 384)
-    made.load_state_dict({name: value.float() for name, value in _loaded(GROUNDING).items()})
+    made.load_state_dict(_learned("grounding."))
     return made.requires_grad_(False).eval()
+
+
+@cache
+def _realizer() -> Realizer:
+    made = Realizer()
+    made.load_state_dict(_learned("realizer."))
+    return made.requires_grad_(False).eval()
+
+
+def _learned(prefix: str) -> dict[str, Tensor]:
+    there = _loaded(GROUNDING).items()
+    return {name.removeprefix(prefix): value.float() for name, value in there if name.startswith(prefix)}
 
 
 @cache

@@ -4,6 +4,9 @@
 
 c_i is how much of token i the answer's things fill, by the most of all; where nothing shows, the last place is meant,
 "nowhere". r_i is how much of the classes that are meant the token shows, which needs no learning.
+
+Then, from scenes that were not learned from, the few parameters of relevance (`realizer`): loss = - log sum_i c_i f_i,
+f the field, sum 1.
 """
 
 from collections.abc import Sequence
@@ -15,11 +18,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regard.eyes.grounding import Grounding
-from regard.tokens import grid_boxes
+from regard.relevance.realizer import Realizer
+from regard.tokens import Question, VisualTokens, grid_boxes
 from regard.train.checkpoint import Checkpoint
+from regard.train.guide import drawn
 from regard.train.loop import Recipe, Tell, fit, settings, silent
 
 SHOWN = 0.1  # of a token, that a thing must fill to be seen there
+
+
+class Batch(Protocol):
+    """Questions about scenes of one grid. covered: (B, N), how much of each token the answer's things fill."""
+
+    @property
+    def tokens(self) -> VisualTokens: ...
+    @property
+    def question(self) -> Question: ...
+    @property
+    def covered(self) -> Tensor: ...
 
 
 class Scene(Protocol):
@@ -72,6 +88,27 @@ def found(model: Grounding, scenes: Sequence[Scene]) -> Float[Tensor, "q n"]:
             for question, own, scene in zip(asked, tokens, scenes, strict=True)
         ]
     )
+
+
+def realizer(batches: Sequence[Batch], epochs: int = 6, rate: float = 0.1) -> Realizer:
+    """The temperatures of the participatory way and of the field, and how much each way counts."""
+    model = Realizer()
+    with torch.no_grad():
+        model.participatory.log_temperature.zero_()  # 1: what is likely is not yet certain
+        measured = [model.measure(batch.tokens, batch.question) for batch in batches]
+    learned = [model.participatory.log_temperature, *model.field.parameters()]
+    optimizer = torch.optim.Adam(learned, lr=rate)
+    for _ in range(epochs):
+        for batch, known in zip(batches, measured, strict=True):
+            seen = torch.stack((*known.seen[:, :2].unbind(1), model.participatory(batch.tokens, batch.question)), dim=1)
+            field, _, _ = model.field(seen, batch.tokens.valid)
+            most = batch.covered.amax(dim=1, keepdim=True)
+            shown = most[:, 0] > SHOWN
+            loss = drawn(field[shown], (batch.covered / most.clamp(min=1e-6))[shown].double())
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+    return model.requires_grad_(False).eval()
 
 
 def grounded(logits: Float[Tensor, "q n"], covered: Float[Tensor, "q n"]) -> Float[Tensor, ""]:

@@ -7,6 +7,7 @@ It knows what it was trained on: scenes of cut-outs and signs on photographs, an
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from safetensors.torch import load_model
 from torch import nn
 
+from regard.allocate.relevance import Relevance
 from regard.errors import ModelError
 from regard.eyes.pocket import PocketEye
 from regard.vlm.bridges import ALL, Bridge, load
@@ -76,6 +78,8 @@ class Pocket(nn.Module):
         own = load(mechanism, shared.width, shared.dim, hidden=shared.out.in_features, hearing=True)
         assert isinstance(own, Projector)
         own.read, own.hearing, own.out = shared.read, shared.hearing, shared.out
+        if isinstance(own.allocator, Relevance):
+            own.allocator = replace(own.allocator, realizer=self.eye.realizer)
         return own
 
 

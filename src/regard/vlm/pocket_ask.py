@@ -3,12 +3,14 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import PIL.Image
 import torch
 
 from regard.allocate import made
+from regard.allocate.relevance import Relevance
 from regard.allocation import Allocation
 from regard.cost.language import LanguageModel
 from regard.record import STAGES, Answer, Look, Picture, Record
@@ -73,7 +75,9 @@ def ready(model: Pocket, name: str, seed: int = 0, states: States | None = None)
     """The model behind one mechanism, for answers. seed, states: of allocators that draw, or have tensions."""
     vlm = model.vlm(name).eval()
     if name in SELECTING[1:]:
-        vlm.bridge.allocator = made(name, seed, states)
+        allocator, bridge = made(name, seed, states), cast(Any, vlm.bridge)
+        known = isinstance(allocator, Relevance)
+        bridge.allocator = replace(allocator, realizer=model.eye.realizer) if known else allocator
     return vlm
 
 

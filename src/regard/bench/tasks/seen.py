@@ -22,7 +22,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from regard.allocate.relevance import Relevance
 from regard.bench.tasks.asked import PAIRS, asked
 from regard.bench.tasks.asked.layout import Thing, whole_masks
 from regard.bench.tasks.asked.wording import taken
@@ -32,6 +31,7 @@ from regard.errors import DataError
 from regard.eyes.grounding import Grounding
 from regard.files import write_all, write_whole
 from regard.reading import Grouped
+from regard.relevance.realizer import Realizer
 from regard.tokens import Question, VisualTokens, grid_boxes
 from regard.train.pocket import BUDGETS, NAMED, Things
 
@@ -47,6 +47,9 @@ class Eye(Protocol):
 
     @property
     def grounding(self) -> Grounding: ...
+
+    @property
+    def realizer(self) -> Realizer: ...
 
     @property
     def reference(self) -> Float[Tensor, "m s"]:
@@ -187,7 +190,7 @@ def seen(eye: Eye, split: str, count: int, folder: Path, told: Told | None = Non
         rule = _rule(eye)
         for start in range(0, count, CHUNK):
             decided += _decided(
-                sights[start : start + CHUNK], folder / f"{split}-{start:05d}-relevance-{rule}", reference
+                eye.realizer, sights[start : start + CHUNK], folder / f"{split}-{start:05d}-relevance-{rule}", reference
             )
     return Sights(sights, reference, tuple(decided))
 
@@ -240,11 +243,13 @@ def cells(side: int) -> Float[Tensor, "n 4"]:
     return grid_boxes(*[torch.linspace(0, 1, side + 1)] * 2)[0]
 
 
-def _decided(scenes: Sequence[Sight], stem: Path, reference: Tensor) -> list[Tensor]:
+def _decided(realizer: Realizer, scenes: Sequence[Sight], stem: Path, reference: Tensor) -> list[Tensor]:
     """What `relevance` makes of a file's scenes, decided where it has not been; another rule decides anew."""
     place = stem.with_name(f"{stem.name}.safetensors")
     if not place.exists():
-        made = [realized(one.features.float(), one.aligned.float(), one.questions, reference) for one in scenes]
+        made = [
+            realized(realizer, one.features.float(), one.aligned.float(), one.questions, reference) for one in scenes
+        ]
         write_whole(place, save({str(number): groups for number, groups in enumerate(made)}))
     try:
         found = load_file(place)
@@ -257,13 +262,14 @@ def _rule(eye: Eye) -> str:
     """What tells one way of deciding from another: what it makes of some noise."""
     draw = torch.Generator().manual_seed(0)
     noise = [torch.randn(*shape, generator=draw) for shape in ((144, 12), (144, 9), (3, 9), (5, 9))]
-    whole = hashlib.sha256(realized(*noise).numpy().tobytes())
+    whole = hashlib.sha256(realized(eye.realizer, *noise).numpy().tobytes())
     for value in eye.grounding.state_dict().values():
         whole.update(value.numpy().tobytes())
     return whole.hexdigest()[:8]
 
 
 def realized(
+    realizer: Realizer,
     features: Float[Tensor, "n d"],
     aligned: Float[Tensor, "n e"],
     asks: Float[Tensor, "q e"],
@@ -272,7 +278,6 @@ def realized(
     """The groups that `relevance` makes of a scene's tokens for each question, at each of BUDGETS, int16."""
     count, side = len(asks), round(len(features) ** 0.5)
     tokens = VisualTokens.from_grid(features.expand(count, -1, -1), (side, side), aligned=aligned.expand(count, -1, -1))
-    realizer = Relevance().realizer
     with torch.no_grad():
         measured = realizer.measure(tokens, Question(asks[:, None], reference=reference))
         made = [realizer.decide(measured, budget).allocation.reading for budget in BUDGETS]
