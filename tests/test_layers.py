@@ -20,6 +20,7 @@ ORDER = [
     {"reading", "anchors"},
     {"allocation", "trace"},
     {"record"},
+    {"places"},
     {"attention"},
     {"relevance"},
     {"allocate"},

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from regard.attention.places import Places
+from regard.places import Places
 
 
 class Grounding(nn.Module):

@@ -61,7 +61,7 @@ def ask(
     sign: Literal[1, -1] = 1,
     states: States | None = None,
     seed: int = 0,
-    rounds: int = ROUNDS,
+    rounds: int | None = None,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Asked:
     """What a model answers to a question about an image, with all of its visual tokens and with fewer.
@@ -72,8 +72,8 @@ def ask(
     ("divprune" where none is given, nothing to compare and no tiles); compare: others to answer with too. tiles: answer
     also from the image cut into tiles of so many tokens in all, as fine as the question needs each, for models whose
     tokens follow an image's size. positions, sign: as in `shorten`. states: of the tensions of `relevance` where it
-    goes by its name, and of the tiles. seed: for allocators that draw. rounds: at most so many, for the medians of
-    times. progress: told the name of each stage as it starts.
+    goes by its name, and of the tiles. seed: for allocators that draw. rounds: at most so many, 3 by default, for
+    the medians of times. progress: told the name of each stage as it starts.
 
     Answers are greedy and made by the model's own `generate`. The untouched model goes the same way as the others, with
     every token kept, which changes no bit of its logits; so the vision encoder is timed apart for all of them. One run
@@ -97,8 +97,8 @@ def ask(
         if tiles is not None:
             tiling = Tiling(vlm, processor, pictures[0][0], question, tiles, sign, states or States())
             ways.append((TILES, partial(run.tiled, tiling, max_new_tokens)))
-        done, rounds = _measured(ways, rounds, progress)
-    records = _records(done, [preview for _, preview in pictures], _made(vlm, seed, rounds, done[-1].tiles))
+        done, times = _measured(ways, ROUNDS if rounds is None else rounds, progress)
+    records = _records(done, [preview for _, preview in pictures], _made(vlm, seed, times, done[-1].tiles))
     notes = dict.fromkeys(each.short.caution for each in done if each.short.caution)
     return Asked(tuple(each.answer for each in done), records, tuple(notes), done[-1].tiles)
 

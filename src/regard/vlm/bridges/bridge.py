@@ -12,8 +12,8 @@ from torch.nn.functional import pad
 
 from regard.allocation import Allocation, Attribution
 from regard.amount import checked_budget
-from regard.attention.places import Places
 from regard.errors import ShapeError
+from regard.places import Places
 from regard.tokens import Question, VisualTokens
 
 
