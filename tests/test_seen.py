@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regard.allocate import load
 from regard.allocation import Allocation
-from regard.bench.tasks import seen
+from regard.bench.tasks import encoded, seen
 from regard.bench.tasks.asked import Asked
 from regard.bench.tasks.asked.layout import Thing
 from regard.bench.tasks.asked.questions import Pair
@@ -30,7 +30,7 @@ def test_compact_tokens_have_the_same_products_and_norms(seed: int, tokens: int,
     generator = torch.Generator().manual_seed(seed)
     aligned, asks, reference = (torch.randn(n, 53, generator=generator) for n in (tokens, questions, 11))
     basis = torch.linalg.qr(reference.double().T)[0]
-    small, asked = seen.compacted(aligned, asks, basis)
+    small, asked = encoded.compacted(aligned, asks, basis)
     others = torch.nn.functional.pad((reference.double() @ basis).float(), (0, 9))
     assert small.shape == (tokens, 20)
     torch.testing.assert_close(small @ asked.T, aligned @ asks.T, atol=1e-4, rtol=1e-4)
@@ -42,7 +42,7 @@ def test_questions_among_the_references_take_no_room():
     reference = torch.randn(5, 17, generator=torch.Generator().manual_seed(0))
     basis = torch.linalg.qr(reference.double().T)[0]
     aligned = torch.randn(7, 17)
-    small, asked = seen.compacted(aligned, reference[:2], basis)
+    small, asked = encoded.compacted(aligned, reference[:2], basis)
     torch.testing.assert_close(small @ asked.T, aligned @ reference[:2].T, atol=1e-5, rtol=1e-5)
 
 
@@ -91,8 +91,9 @@ def scene(split: str, index: int, seed: int = 0) -> Asked:
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    monkeypatch.setattr(seen, "asked", scene)
-    monkeypatch.setattr(seen, "CHUNK", 4)
+    monkeypatch.setattr(encoded, "asked", scene)
+    for module in (encoded, seen):
+        monkeypatch.setattr(module, "CHUNK", 4)
     monkeypatch.setattr(seen, "BUDGETS", (4, 9))
     return lambda: seen.seen(Toy(), "train", 8, tmp_path)
 
@@ -154,7 +155,7 @@ def test_scenes_are_encoded_once_and_sorted_by_their_grids(made, tmp_path, monke
     def never(*given: object) -> Tensor:
         raise AssertionError("encoded twice")
 
-    monkeypatch.setattr(seen, "asked", never)
+    monkeypatch.setattr(encoded, "asked", never)
     again = made()
     assert torch.equal(again.scenes[5].features, sights.scenes[5].features)
     kept = next(tmp_path.glob("train-00000-relevance-*"))

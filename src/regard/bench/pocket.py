@@ -19,8 +19,9 @@ from regard.bench.mechanisms import asking
 from regard.bench.results import Row, provenance, publish
 from regard.bench.tasks.asked import asked, vocabulary
 from regard.bench.tasks.asked.wording import KINDS
+from regard.bench.tasks.encoded import Encoded, encoded
 from regard.bench.tasks.fetching import Told
-from regard.bench.tasks.seen import Encoded, Sights, encoded, seen
+from regard.bench.tasks.seen import Sights, seen
 from regard.errors import DataError
 from regard.eyes.embedded import EmbeddedEye
 from regard.eyes.grounding import Grounding

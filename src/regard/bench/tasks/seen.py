@@ -1,9 +1,6 @@
-"""Asked scenes as the pocket eye saw them, kept on disk: each is made and encoded once.
+"""Asked scenes as the pocket eye sees them: what was encoded (`encoded`), in the space of its `Grounding` too.
 
-What tokens and questions have in common, inner products and norms, is all that relevance reads of them. So the classes
-that tokens show, of 1,000 dimensions, are kept in a basis of the reference questions, then of the scene's own, and one
-dimension more for what is left of a token's norm: of M + Q + 1 dimensions, with the same products. What the eye's
-`Grounding` makes of features and questions is added when they are read, so that it can be learned from these files.
+That is added when files are read, so that it can be learned from them; what relevance decides is kept beside them.
 """
 
 import hashlib
@@ -12,74 +9,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from regard.bench.tasks.asked import PAIRS, asked
-from regard.bench.tasks.asked.layout import Thing, whole_masks
 from regard.bench.tasks.asked.wording import taken
 from regard.bench.tasks.asked.wording import tokens as tokens_of
+from regard.bench.tasks.encoded import CHUNK, FIELDS, MOST, Encoded, Eye, basis_of, encoded
 from regard.bench.tasks.fetching import Told
 from regard.errors import DataError
-from regard.eyes.grounding import Grounding
-from regard.files import write_all, write_whole
+from regard.files import write_whole
 from regard.reading import Grouped
 from regard.relevance.realizer import Realizer
 from regard.tokens import Question, VisualTokens, grid_boxes
 from regard.train.pocket import BUDGETS, NAMED, Things
 
-CHUNK = 50  # scenes of a file
-
 _OF_OTHERS = ("what", "next", "missing")  # kinds whose question names another thing than the answer's
 _MOSTLY = 0.4  # of a token, that a thing fills
-_MOST = PAIRS[1]  # questions of a scene
-
-
-class Eye(Protocol):
-    """What sees and hears classes, and finds what is meant by a grounding, as the pocket eye does."""
-
-    @property
-    def grounding(self) -> Grounding: ...
-
-    @property
-    def realizer(self) -> Realizer: ...
-
-    @property
-    def reference(self) -> Float[Tensor, "m s"]:
-        """Other questions, heard."""
-        ...
-
-    def see(self, image: Image.Image) -> VisualTokens:
-        """Aligned with the classes alone."""
-        ...
-
-    def hear(self, text: str) -> Float[Tensor, " s"]: ...
-
-    def classes_of(self, heard: Float[Tensor, "q s"]) -> Float[Tensor, "q e"]: ...
-
-
-class Encoded(NamedTuple):
-    """A scene as it is kept. features: (N, D) and classes: (N, E), on a grid of side x side. questions: (Q, E), as
-    classes; heard: (Q, S), as sentences. covered: (Q, N), how much of each token's box the answer's things fill.
-    kinds, asks, answers: of each question. features, classes and covered are float16.
-    """
-
-    side: int
-    features: Tensor
-    classes: Tensor
-    questions: Tensor
-    heard: Tensor
-    covered: Tensor
-    kinds: list[str]
-    asks: list[str]
-    answers: list[str]
 
 
 class Sight(NamedTuple):
@@ -134,7 +84,7 @@ class Sights:
             tokens,
             Question(asks.float()[:, None], reference=self.reference),
             torch.stack([one.covered[turn] for one, (_, turn) in zip(several, places, strict=True)]).float(),
-            *([getattr(one, name)[turn] for one, (_, turn) in zip(several, places, strict=True)] for name in _FIELDS),
+            *([getattr(one, name)[turn] for one, (_, turn) in zip(several, places, strict=True)] for name in FIELDS),
         )
 
     def sides(self, *kinds: str) -> list[list[tuple[int, int]]]:
@@ -175,11 +125,6 @@ class Sights:
         return whole.hexdigest()[:16]
 
 
-_PARTS = ("features", "classes", "questions", "heard", "covered")
-_HALF = ("features", "classes", "covered")  # in 16 bits
-_FIELDS = {"kinds": "kind", "asks": "question", "answers": "answer"}  # of a scene, and of its pairs
-
-
 def seen(eye: Eye, split: str, count: int, folder: Path, told: Told | None = None) -> Sights:
     """The first scenes of a split, encoded where the folder has them not. Raises DataError."""
     reference = _reference(eye)
@@ -193,39 +138,6 @@ def seen(eye: Eye, split: str, count: int, folder: Path, told: Told | None = Non
                 eye.realizer, sights[start : start + CHUNK], folder / f"{split}-{start:05d}-relevance-{rule}", reference
             )
     return Sights(sights, reference, tuple(decided))
-
-
-def encoded(eye: Eye, split: str, count: int, folder: Path, told: Told | None = None) -> list[Encoded]:
-    """As `seen`, before any grounding."""
-    basis = _basis(eye)
-    scenes: list[Encoded] = []
-    for start in range(0, count, CHUNK):
-        path = folder / f"{split}-{start:05d}.safetensors"
-        if not path.exists() or not path.with_suffix(".json").exists():
-            _encode(eye, split, start, path, basis)
-        scenes += _loaded(path)
-        if told:
-            told(f"encode the {split} scenes: {min(start + CHUNK, count)} of {count}")
-    return scenes[:count]
-
-
-def _encode(eye: Eye, split: str, start: int, path: Path, basis: Tensor) -> None:
-    tensors: dict[str, Tensor] = {}
-    texts = []
-    for index in range(start, start + CHUNK):
-        scene = asked(split, index)
-        tokens = eye.see(scene.image)
-        assert tokens.grid is not None
-        assert tokens.aligned is not None
-        heard = torch.stack([eye.hear(pair.question) for pair in scene.pairs])
-        classes, questions = compacted(tokens.aligned[0], eye.classes_of(heard), basis)
-        covered = np.stack([_covered(pair.targets, scene.image.width, tokens.grid[2]) for pair in scene.pairs])
-        parts = (tokens.features[0], classes, questions, heard, torch.from_numpy(covered))
-        for name, value in zip(_PARTS, parts, strict=True):
-            tensors[f"{index}.{name}"] = (value.half() if name in _HALF else value).contiguous()
-        texts.append({"side": tokens.grid[2], **{n: [getattr(p, k) for p in scene.pairs] for n, k in _FIELDS.items()}})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_all(path.parent, {path.name: save(tensors), path.with_suffix(".json").name: json.dumps(texts)})
 
 
 @torch.no_grad()
@@ -285,48 +197,8 @@ def realized(
     return torch.stack([one.group for one in made], dim=1).to(torch.int16)  # pyright: ignore
 
 
-def _loaded(path: Path) -> list[Encoded]:
-    try:
-        tensors, texts = load_file(path), json.loads(path.with_suffix(".json").read_text())
-        first = int(path.stem.rpartition("-")[2])
-        whole = ({name: tensors[f"{first + place}.{name}"] for name in _PARTS} for place in range(len(texts)))
-        return [Encoded(**parts, **about) for parts, about in zip(whole, texts, strict=True)]
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise DataError(f"{str(path)!r} cannot be read, it may be cut short: remove it ({error})") from error
-
-
-def _covered(targets: tuple[Thing, ...], side: int, grid: int) -> np.ndarray:
-    """The part of each of grid x grid cells that the things fill, (N,)."""
-    cell = -(-side // grid)
-    whole = np.pad(whole_masks(targets, side).any(axis=0), (0, grid * cell - side))
-    return whole.reshape(grid, cell, grid, cell).mean(axis=(1, 3), dtype=np.float32).reshape(-1)
-
-
-def compacted(
-    aligned: Float[Tensor, "n e"], asks: Float[Tensor, "q e"], basis: Float[Tensor, "e m"]
-) -> tuple[Float[Tensor, "n f"], Float[Tensor, "q f"]]:
-    """Tokens and questions in M + _MOST + 1 dimensions, with the same inner products, and tokens with the same norms.
-
-    basis: orthonormal, of the reference questions, which then have the coordinates that `_reference` gives.
-    """
-    asks64, aligned64 = asks.double(), aligned.double()
-    own = asks64 - asks64 @ basis @ basis.T
-    extra, _ = torch.linalg.qr(own.T)
-    extra = extra - basis @ (basis.T @ extra)
-    whole = torch.nn.functional.pad(torch.cat((basis, extra), dim=1), (0, _MOST - extra.shape[1]))
-    coordinates = aligned64 @ whole
-    rest = (aligned64.square().sum(dim=1) - coordinates.square().sum(dim=1)).clamp(min=0).sqrt()
-    questions = asks64 @ whole
-    return torch.cat((coordinates, rest[:, None]), dim=1).float(), torch.nn.functional.pad(questions, (0, 1)).float()
-
-
-def _basis(eye: Eye) -> Float[Tensor, "e m"]:
-    """Orthonormal, of the reference questions' classes."""
-    return torch.linalg.qr(eye.classes_of(eye.reference).double().T)[0]
-
-
 @torch.no_grad()
 def _reference(eye: Eye) -> Float[Tensor, "m f"]:
     """The reference questions in the space of `Sight.aligned`."""
-    compact = (eye.classes_of(eye.reference).double() @ _basis(eye)).float()
-    return torch.cat((torch.nn.functional.pad(compact, (0, _MOST + 1)), eye.grounding.questions(eye.reference)), dim=1)
+    compact = (eye.classes_of(eye.reference).double() @ basis_of(eye)).float()
+    return torch.cat((torch.nn.functional.pad(compact, (0, MOST + 1)), eye.grounding.questions(eye.reference)), dim=1)

@@ -1,0 +1,147 @@
+"""Asked scenes as the pocket eye encodes them, kept on disk: each is made and encoded once.
+
+What tokens and questions have in common, inner products and norms, is all that relevance reads of them. So the classes
+that tokens show, of 1,000 dimensions, are kept in a basis of the reference questions, then of the scene's own, and one
+dimension more for what is left of a token's norm: of M + Q + 1 dimensions, with the same products.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from regard.bench.tasks.asked import PAIRS, asked
+from regard.bench.tasks.asked.layout import Thing, whole_masks
+from regard.bench.tasks.fetching import Told
+from regard.errors import DataError
+from regard.eyes.grounding import Grounding
+from regard.files import write_all
+from regard.relevance.realizer import Realizer
+from regard.tokens import VisualTokens
+
+CHUNK = 50  # scenes of a file
+MOST = PAIRS[1]  # questions of a scene
+FIELDS = {"kinds": "kind", "asks": "question", "answers": "answer"}  # of a scene, and of its pairs
+
+_PARTS = ("features", "classes", "questions", "heard", "covered")
+_HALF = ("features", "classes", "covered")  # in 16 bits
+
+
+class Eye(Protocol):
+    """What sees and hears classes, and finds what is meant by a grounding, as the pocket eye does."""
+
+    @property
+    def grounding(self) -> Grounding: ...
+
+    @property
+    def realizer(self) -> Realizer: ...
+
+    @property
+    def reference(self) -> Float[Tensor, "m s"]:
+        """Other questions, heard."""
+        ...
+
+    def see(self, image: Image.Image) -> VisualTokens:
+        """Aligned with the classes alone."""
+        ...
+
+    def hear(self, text: str) -> Float[Tensor, " s"]: ...
+
+    def classes_of(self, heard: Float[Tensor, "q s"]) -> Float[Tensor, "q e"]: ...
+
+
+class Encoded(NamedTuple):
+    """A scene as it is kept. features: (N, D) and classes: (N, E), on a grid of side x side. questions: (Q, E), as
+    classes; heard: (Q, S), as sentences. covered: (Q, N), how much of each token's box the answer's things fill.
+    kinds, asks, answers: of each question. features, classes and covered are float16.
+    """
+
+    side: int
+    features: Tensor
+    classes: Tensor
+    questions: Tensor
+    heard: Tensor
+    covered: Tensor
+    kinds: list[str]
+    asks: list[str]
+    answers: list[str]
+
+
+def encoded(eye: Eye, split: str, count: int, folder: Path, told: Told | None = None) -> list[Encoded]:
+    """As `seen`, before any grounding."""
+    basis = basis_of(eye)
+    scenes: list[Encoded] = []
+    for start in range(0, count, CHUNK):
+        path = folder / f"{split}-{start:05d}.safetensors"
+        if not path.exists() or not path.with_suffix(".json").exists():
+            _encode(eye, split, start, path, basis)
+        scenes += _loaded(path)
+        if told:
+            told(f"encode the {split} scenes: {min(start + CHUNK, count)} of {count}")
+    return scenes[:count]
+
+
+def _encode(eye: Eye, split: str, start: int, path: Path, basis: Tensor) -> None:
+    tensors: dict[str, Tensor] = {}
+    texts = []
+    for index in range(start, start + CHUNK):
+        scene = asked(split, index)
+        tokens = eye.see(scene.image)
+        assert tokens.grid is not None
+        assert tokens.aligned is not None
+        heard = torch.stack([eye.hear(pair.question) for pair in scene.pairs])
+        classes, questions = compacted(tokens.aligned[0], eye.classes_of(heard), basis)
+        covered = np.stack([_covered(pair.targets, scene.image.width, tokens.grid[2]) for pair in scene.pairs])
+        parts = (tokens.features[0], classes, questions, heard, torch.from_numpy(covered))
+        for name, value in zip(_PARTS, parts, strict=True):
+            tensors[f"{index}.{name}"] = (value.half() if name in _HALF else value).contiguous()
+        texts.append({"side": tokens.grid[2], **{n: [getattr(p, k) for p in scene.pairs] for n, k in FIELDS.items()}})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_all(path.parent, {path.name: save(tensors), path.with_suffix(".json").name: json.dumps(texts)})
+
+
+def _loaded(path: Path) -> list[Encoded]:
+    try:
+        tensors, texts = load_file(path), json.loads(path.with_suffix(".json").read_text())
+        first = int(path.stem.rpartition("-")[2])
+        whole = ({name: tensors[f"{first + place}.{name}"] for name in _PARTS} for place in range(len(texts)))
+        return [Encoded(**parts, **about) for parts, about in zip(whole, texts, strict=True)]
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise DataError(f"{str(path)!r} cannot be read, it may be cut short: remove it ({error})") from error
+
+
+def _covered(targets: tuple[Thing, ...], side: int, grid: int) -> np.ndarray:
+    """The part of each of grid x grid cells that the things fill, (N,)."""
+    cell = -(-side // grid)
+    whole = np.pad(whole_masks(targets, side).any(axis=0), (0, grid * cell - side))
+    return whole.reshape(grid, cell, grid, cell).mean(axis=(1, 3), dtype=np.float32).reshape(-1)
+
+
+def compacted(
+    aligned: Float[Tensor, "n e"], asks: Float[Tensor, "q e"], basis: Float[Tensor, "e m"]
+) -> tuple[Float[Tensor, "n f"], Float[Tensor, "q f"]]:
+    """Tokens and questions in M + MOST + 1 dimensions, with the same inner products, and tokens with the same norms.
+
+    basis: orthonormal, of the reference questions, which then have the coordinates that `_reference` gives.
+    """
+    asks64, aligned64 = asks.double(), aligned.double()
+    own = asks64 - asks64 @ basis @ basis.T
+    extra, _ = torch.linalg.qr(own.T)
+    extra = extra - basis @ (basis.T @ extra)
+    whole = torch.nn.functional.pad(torch.cat((basis, extra), dim=1), (0, MOST - extra.shape[1]))
+    coordinates = aligned64 @ whole
+    rest = (aligned64.square().sum(dim=1) - coordinates.square().sum(dim=1)).clamp(min=0).sqrt()
+    questions = asks64 @ whole
+    return torch.cat((coordinates, rest[:, None]), dim=1).float(), torch.nn.functional.pad(questions, (0, 1)).float()
+
+
+def basis_of(eye: Eye) -> Float[Tensor, "e m"]:
+    """Orthonormal, of the reference questions' classes."""
+    return torch.linalg.qr(eye.classes_of(eye.reference).double().T)[0]
