@@ -126,7 +126,7 @@ class EmbeddedEye:
         Raises DataError for more than 200 words, or for a question without a Latin letter.
         """
         heard = self.classes_of(self.hear(text))
-        return Question(heard[None, None], text=text, reference=self.classes_of(self.reference))
+        return Question(heard[None, None], text=text, reference=self._others)
 
     @torch.no_grad()
     def hear(self, text: str) -> Float[Tensor, " 384"]:
@@ -143,6 +143,10 @@ class EmbeddedEye:
     def classes_of(self, heard: Float[Tensor, "... 384"]) -> Float[Tensor, "... 1000"]:
         """How much each class is meant; they sum to 1."""
         return (heard @ self._classes.T / _TEMPERATURE).softmax(dim=-1)
+
+    @cached_property
+    def _others(self) -> Float[Tensor, "64 1000"]:
+        return self.classes_of(self.reference)
 
     @property
     def reference(self) -> Float[Tensor, "64 384"]:

@@ -8,7 +8,7 @@ The last layer knows what a thing is, the middle one its colours and strokes: wo
 """
 
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -80,7 +80,11 @@ class PocketEye:
 
     def ask(self, text: str) -> Question:
         """A question in the space of `aligned`, (1, 1, 1128). Raises as `EmbeddedEye.ask`."""
-        return Question(self.meant(self.hear(text)[None])[None], text=text, reference=self.meant(self.reference))
+        return Question(self.meant(self.hear(text)[None])[None], text=text, reference=self._others)
+
+    @cached_property
+    def _others(self) -> Float[Tensor, "64 1128"]:
+        return self.meant(self.reference)
 
     def hear(self, text: str) -> Float[Tensor, " 384"]:
         """As `EmbeddedEye.hear`."""

@@ -32,6 +32,7 @@ from torch import Tensor
 from regard.allocation import Allocation
 from regard.tokens import Question, VisualTokens
 from regard.train.checkpoint import LAST, Checkpoint
+from regard.train.grounding import Batch as Placed
 from regard.train.guide import GUIDE, drawn
 from regard.train.loop import Recipe, Tell, fit, settings, silent
 from regard.vlm.bridges import ALL
@@ -60,14 +61,8 @@ _PASSES, _TOKENS, _RATE = 2, 512, 2e-3  # of learning to name tokens: over all, 
 _FEWER = 4  # times smaller batches of all tokens
 
 
-class Batch(Protocol):
-    """Questions about scenes of one grid."""
-
-    @property
-    def tokens(self) -> VisualTokens: ...
-
-    @property
-    def question(self) -> Question: ...
+class Batch(Placed, Protocol):
+    """With words."""
 
     @property
     def asks(self) -> list[str]: ...
@@ -77,11 +72,6 @@ class Batch(Protocol):
 
     @property
     def kinds(self) -> list[str]: ...
-
-    @property
-    def covered(self) -> Float[Tensor, "b n"]:
-        """How much of each token the answer's things fill."""
-        ...
 
 
 class Things(NamedTuple):

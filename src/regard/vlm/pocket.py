@@ -15,9 +15,11 @@ from typing import Any
 from safetensors.torch import load_model
 from torch import nn
 
+from regard.allocate import made
 from regard.allocate.relevance import Relevance
 from regard.errors import ModelError
 from regard.eyes.pocket import PocketEye
+from regard.relevance.tensions import States
 from regard.vlm.bridges import ALL, Bridge, load
 from regard.vlm.bridges.projector import Projector
 from regard.vlm.compose import VLM
@@ -78,9 +80,13 @@ class Pocket(nn.Module):
         own = load(mechanism, shared.width, shared.dim, hidden=shared.out.in_features, hearing=True)
         assert isinstance(own, Projector)
         own.read, own.hearing, own.out = shared.read, shared.hearing, shared.out
-        if isinstance(own.allocator, Relevance):
-            own.allocator = replace(own.allocator, realizer=self.eye.realizer)
+        own.allocator = None if mechanism == ALL else self.allocator(mechanism)
         return own
+
+    def allocator(self, name: str, seed: int = 0, states: States | None = None) -> Any:
+        """As `allocate.made`; relevance has what was learned for the model's eye."""
+        found = made(name, seed, states)
+        return replace(found, realizer=self.eye.realizer) if isinstance(found, Relevance) else found
 
 
 def _tokenizer(words: Iterable[str]) -> Any:

@@ -3,14 +3,11 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import PIL.Image
 import torch
 
-from regard.allocate import made
-from regard.allocate.relevance import Relevance
 from regard.allocation import Allocation
 from regard.cost.language import LanguageModel
 from regard.record import STAGES, Answer, Look, Picture, Record
@@ -75,9 +72,7 @@ def ready(model: Pocket, name: str, seed: int = 0, states: States | None = None)
     """The model behind one mechanism, for answers. seed, states: of allocators that draw, or have tensions."""
     vlm = model.vlm(name).eval()
     if name in SELECTING[1:]:
-        allocator, bridge = made(name, seed, states), cast(Any, vlm.bridge)
-        known = isinstance(allocator, Relevance)
-        bridge.allocator = replace(allocator, realizer=model.eye.realizer) if known else allocator
+        vlm.bridge.allocator = model.allocator(name, seed, states)
     return vlm
 
 
