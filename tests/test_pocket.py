@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_model
 
-from regard.allocate import load
 from regard.bench import mechanisms as bench
 from regard.bench import pocket as made_pocket
 from regard.bench.tasks.asked.wording import KINDS
@@ -17,8 +16,9 @@ from regard.bench.tasks.seen import Sight, Sights
 from regard.errors import BudgetError, DataError, ModelError
 from regard.train.guide import GUIDE
 from regard.train.loop import Recipe
-from regard.train.pocket import BUDGETS, NAMING, Kept, Things, grounded, grounding, named, taught, train, watched
+from regard.train.pocket import NAMING, Things, grounded, grounding, named, repeated, taught, train, watched
 from regard.vlm import pocket as module
+from regard.vlm.interleaved import IMAGE, interleaved
 from regard.vlm.pocket import MAKING, MECHANISMS, SELECTING, Pocket, unknown_words
 from regard.vlm.pocket_ask import TRAINED_ON, ask_pocket
 
@@ -50,8 +50,7 @@ def sights(count: int = 6, side: int = 12) -> Sights:
                 answers,
             )
         )
-    groups = torch.stack([torch.arange(side**2) % budget for budget in BUDGETS]).expand(2, -1, -1).to(torch.int16)
-    return Sights(tuple(scenes), torch.randn(5, 12, generator=generator), (groups,) * count)
+    return Sights(tuple(scenes), torch.randn(5, 12, generator=generator))
 
 
 def test_all_select_by_one_bridge_and_each_other_has_its_own(model):
@@ -75,8 +74,6 @@ def test_words_digits_and_marks_are_tokens(model):
 def test_an_answer_is_right_where_greedy_generation_says_it(model):
     batch = sights().batch([(0, 0), (1, 1), (2, 0)])
     vlm = model.vlm("relevance")
-    from regard.vlm.interleaved import IMAGE, interleaved
-
     prompts = interleaved(vlm.tokenizer, [IMAGE + ask for ask in batch.asks], [1] * 3)
     ids = vlm.generate(prompts, batch.tokens, batch.question, 16, max_new_tokens=3, do_sample=False)
     said = vlm.tokenizer.batch_decode(ids, skip_special_tokens=False)
@@ -92,21 +89,12 @@ def test_an_answer_is_right_where_greedy_generation_says_it(model):
 
 
 def test_a_run_goes_on_as_it_would_have(tmp_path):
-    drawn: list[int] = []
-
-    class Watched(Sights):
-        def kept(self, places, budget):
-            drawn.append(budget)
-            return super().kept(places, budget)
-
     def stop(epoch: int, *_: float) -> None:
         if epoch == 2:
             raise KeyboardInterrupt
 
     data, recipe = sights(), Recipe(3, seed=5, batch=4)
-    whole = train(WORDS, Watched(data.scenes, data.reference, data.decided), recipe, tmp_path / "whole")
-    assert drawn
-    assert set(drawn) <= set(BUDGETS)
+    whole = train(WORDS, data, recipe, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(WORDS, data, recipe, tmp_path / "cut", stop)
     again = train(WORDS, data, recipe, tmp_path / "cut")
@@ -120,7 +108,7 @@ def test_a_run_is_of_its_scenes_alone(tmp_path):
     told = data.scenes[0]._replace(answers=["no", "no"])
     seen = data.scenes[0]._replace(features=data.scenes[0].features + 1)
     for scene in (told, seen):
-        other = Sights((scene, *data.scenes[1:]), data.reference, data.decided)
+        other = Sights((scene, *data.scenes[1:]), data.reference)
         with pytest.raises(DataError, match="holds a run with scenes"):
             train(WORDS, other, Recipe(1, batch=4), tmp_path)
 
@@ -130,8 +118,6 @@ def seen_of(model: Pocket, kinds: list[str], covered: torch.Tensor):
     batch = sights().batch([(0, 0), (1, 1)])
     vlm = model.vlm("pool")
     model.decoder.set_attn_implementation("eager")  # pyright: ignore
-    from regard.vlm.interleaved import IMAGE, interleaved
-
     prompts = interleaved(vlm.tokenizer, [IMAGE + ask for ask in batch.asks], [1] * 2, batch.answers)
     with watched(vlm) as seen:
         vlm(prompts, batch.tokens, batch.question, 9)
@@ -167,6 +153,24 @@ def test_tokens_learn_the_words_that_are_said_of_them():
     assert untouched == model.bridges["qformer"].state_dict().keys()
 
 
+def test_the_decoder_learns_of_words_alone_to_say_what_it_read():
+    torch.manual_seed(0)
+    names = [f"{one}{two}" for one in "bcdfghjkl" for two in "aeiou"]
+    model, draw = Pocket((*names, "which", ":", "or", "?")), np.random.default_rng(0)
+    texts = [(f"which: {one} or {two}?", one) for one, two in (draw.permutation(names)[:2] for _ in range(400))]
+    before = {name: value.clone() for name, value in model.bridges.state_dict().items()}
+    assert repeated(model, texts[:300], 0, steps=200) < 0.3
+    asks, answers = zip(*texts[300:], strict=True)
+    prompts = interleaved(model.tokenizer, list(asks), [0] * 100, list(answers))
+    with torch.no_grad():
+        made = model.decoder(input_ids=prompts.ids, attention_mask=prompts.mask.long()).logits  # pyright: ignore
+    learned = prompts.labels[:, 1:] >= 0
+    right = (made[:, :-1].argmax(dim=2) == prompts.labels[:, 1:])[learned]
+    assert right.double().mean() > 0.9, "of questions that it has not read before"
+    assert all(torch.equal(value, before[name]) for name, value in model.bridges.state_dict().items())
+    assert repeated(model, [], 0) == 0
+
+
 def test_what_is_there_is_named_at_its_tokens(model):
     covered = torch.zeros(2, 9)
     covered[0, 4], covered[1, 2] = 0.6, 0.4
@@ -191,14 +195,6 @@ def test_nobody_watches_after_a_pass(model):
     with pytest.raises(BudgetError):
         grounded(vlm, batch, 0)
     assert not any(part._forward_hooks for part in vlm.modules())
-
-
-def test_kept_decisions_are_those_of_the_allocator():
-    batch, kept = sights().batch([(0, 0)]), Kept()
-    allocation = load("pool").allocate(batch.tokens, batch.question, 9)
-    kept.groups = allocation.reading.group  # pyright: ignore
-    again = kept.allocate(batch.tokens, batch.question, 9)
-    torch.testing.assert_close(again.matrix(), allocation.matrix())
 
 
 def test_ask_says_what_it_took_and_where_it_looked(model):

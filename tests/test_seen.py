@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from regard.allocate import load
-from regard.allocation import Allocation
 from regard.bench.tasks import encoded, seen
-from regard.bench.tasks.asked import Asked
+from regard.bench.tasks.asked import PAIRS, Asked
 from regard.bench.tasks.asked.layout import Thing
 from regard.bench.tasks.asked.questions import Pair
 from regard.bench.tasks.seen import Sight, Sights
@@ -30,7 +28,7 @@ def test_compact_tokens_have_the_same_products_and_norms(seed: int, tokens: int,
     generator = torch.Generator().manual_seed(seed)
     aligned, asks, reference = (torch.randn(n, 53, generator=generator) for n in (tokens, questions, 11))
     basis = torch.linalg.qr(reference.double().T)[0]
-    small, asked = encoded.compacted(aligned, asks, basis)
+    small, asked = encoded.compacted(aligned, asks, basis, 8)
     others = torch.nn.functional.pad((reference.double() @ basis).float(), (0, 9))
     assert small.shape == (tokens, 20)
     torch.testing.assert_close(small @ asked.T, aligned @ asks.T, atol=1e-4, rtol=1e-4)
@@ -42,7 +40,7 @@ def test_questions_among_the_references_take_no_room():
     reference = torch.randn(5, 17, generator=torch.Generator().manual_seed(0))
     basis = torch.linalg.qr(reference.double().T)[0]
     aligned = torch.randn(7, 17)
-    small, asked = encoded.compacted(aligned, reference[:2], basis)
+    small, asked = encoded.compacted(aligned, reference[:2], basis, 8)
     torch.testing.assert_close(small @ asked.T, aligned @ reference[:2].T, atol=1e-5, rtol=1e-5)
 
 
@@ -80,7 +78,7 @@ class Toy:
         return torch.cat((self.classes_of(heard), self.grounding.questions(heard)), dim=1)
 
 
-def scene(split: str, index: int, seed: int = 0) -> Asked:
+def scene(split: str, index: int, pairs: tuple[int, int] = PAIRS) -> Asked:
     rng = np.random.default_rng([index, len(split)])
     side = (192, 224)[index % 2]
     image = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
@@ -92,9 +90,7 @@ def scene(split: str, index: int, seed: int = 0) -> Asked:
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     monkeypatch.setattr(encoded, "asked", scene)
-    for module in (encoded, seen):
-        monkeypatch.setattr(module, "CHUNK", 4)
-    monkeypatch.setattr(seen, "BUDGETS", (4, 9))
+    monkeypatch.setattr(encoded, "CHUNK", 4)
     return lambda: seen.seen(Toy(), "train", 8, tmp_path)
 
 
@@ -112,39 +108,27 @@ def test_what_was_kept_is_what_the_eye_sees(made):
     assert not batch.covered[1].any()
 
 
-def test_decisions_that_were_kept_are_those_of_relevance(made):
-    sights, places = made(), [(2, 1), (4, 0)]
-    batch = sights.batch(places)
-    for budget in (4, 9):
-        again = Allocation.merge(sights.kept(places, budget), budget, boxes=batch.tokens.boxes)
-        wanted = load("relevance").allocate(batch.tokens, batch.question, budget)
-        torch.testing.assert_close(again.matrix(), wanted.matrix())
-
-
-def test_another_rule_decides_anew(made, tmp_path, monkeypatch):
-    before = made()
-    assert len(list(tmp_path.glob("*-relevance-*"))) == 2
-    monkeypatch.setattr(seen, "_rule", lambda eye: "other")
-    monkeypatch.setattr(seen, "realized", lambda *given: torch.zeros(2, 2, len(given[1]), dtype=torch.int16))
-    assert not torch.stack(made().decided[:1]).any()
-    monkeypatch.undo()
-    assert before.decided[0].any()
-
-
-def test_another_grounding_decides_anew(made):
-    eye = Toy()
-    before = seen._rule(eye)
-    assert seen._rule(Toy()) == before
-    eye.grounding.out.bias.add_(1e-3)
-    assert seen._rule(eye) != before
-
-
 def test_the_references_are_in_the_space_of_the_tokens(made):
     sights, eye = made(), Toy()
     tokens = eye.look(scene("train", 2).image)
     assert tokens.aligned is not None
     wanted = tokens.aligned[0] @ eye.meant(eye.reference).T
     torch.testing.assert_close(sights.scenes[2].aligned.float() @ sights.reference.T, wanted, atol=2e-2, rtol=1e-2)
+
+
+def test_scenes_to_train_with_are_asked_more(tmp_path, monkeypatch):
+    wanted: list[tuple[int, int]] = []
+
+    def noted(split: str, index: int, pairs: tuple[int, int] = PAIRS) -> Asked:
+        wanted.append(pairs)
+        return scene(split, index)
+
+    monkeypatch.setattr(encoded, "asked", noted)
+    monkeypatch.setattr(encoded, "CHUNK", 1)
+    for split in ("train", "val"):
+        whole = seen.seen(Toy(), split, 1, tmp_path)
+        assert whole.texts("exists") == [("is there a fox?", "yes")]
+    assert wanted == [encoded.MANY, PAIRS]
 
 
 def test_scenes_are_encoded_once_and_sorted_by_their_grids(made, tmp_path, monkeypatch):
@@ -158,12 +142,6 @@ def test_scenes_are_encoded_once_and_sorted_by_their_grids(made, tmp_path, monke
     monkeypatch.setattr(encoded, "asked", never)
     again = made()
     assert torch.equal(again.scenes[5].features, sights.scenes[5].features)
-    kept = next(tmp_path.glob("train-00000-relevance-*"))
-    whole = kept.read_bytes()
-    kept.write_bytes(b"cut")
-    with pytest.raises(DataError, match="relevance.*remove it"):
-        made()
-    kept.write_bytes(whole)
     (tmp_path / "train-00004.safetensors").write_bytes(b"cut")
     with pytest.raises(DataError, match="train-00004.safetensors.*remove it"):
         made()

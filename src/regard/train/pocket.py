@@ -3,8 +3,9 @@
 A step draws a mechanism and a budget, and questions about scenes of one size; the loss is that of the answers' words.
 So all mechanisms have the same reader, the same data and as many steps in expectation, and none an adapted decoder.
 
-First, in some seconds, the projector and the words' embeddings learn to name tokens without the decoder (`named`): what
-is said of a thing is near what its tokens become, so that to find a thing by its name is one match for all names.
+First, in a minute, the decoder learns from words alone to say again what it read (`repeated`), and the projector and
+the words' embeddings to name tokens without the decoder (`named`): what is said of a thing is near what its tokens
+become, so that to find a thing by its name is one match for all names.
 
 Kinds of questions join one after the other (`JOIN`): to look at a thing and say what is seen there is learned from
 colours alone in some hundred steps, and serves the other kinds, which learned together from the start do not find it.
@@ -20,7 +21,6 @@ the third is of what is there, such as a name or a colour, not of how many.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -30,13 +30,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from regard.allocation import Allocation
-from regard.tokens import Question, VisualTokens
+from regard.tokens import VisualTokens
 from regard.train.checkpoint import LAST, Checkpoint
 from regard.train.grounding import Batch as Placed
 from regard.train.guide import GUIDE, drawn
 from regard.train.loop import Recipe, Tell, fit, settings, silent
 from regard.vlm.bridges import ALL
-from regard.vlm.bridges.projector import Projector
 from regard.vlm.compose import VLM, Output
 from regard.vlm.interleaved import IMAGE, UNLEARNED, Interleaved, Spliced, interleaved
 from regard.vlm.pocket import MECHANISMS, SELECTING, Pocket
@@ -46,6 +45,7 @@ SHARES = {ALL: 0.5, "recurrent": 0.5}  # of the draws that another mechanism get
 NAMING = 0.5  # weight of the loss of the words at the things' tokens
 NAMED = ("what", "next", "colour", "read", "where")  # kinds whose answer is there to be seen
 JOIN = {  # when a kind is asked from, as a share of all steps
+    "missing": 0.0,
     "colour": 0.0,
     "where": 0.02,
     "read": 0.05,
@@ -53,11 +53,10 @@ JOIN = {  # when a kind is asked from, as a share of all steps
     "count": 0.1,
     "what": 0.14,
     "next": 0.17,
-    "missing": 0.2,
 }
-_MAKE = 0.25  # from when on mechanisms that make new tokens learn, as a share of all steps
 _GUIDED = 3  # layer whose attention is drawn to the things
 _PASSES, _TOKENS, _RATE = 2, 512, 2e-3  # of learning to name tokens: over all, tokens of a step, learning rate
+_REPEATED, _TEXTS, _WARM = 400, 64, 50  # steps of learning to repeat, questions of one, and steps of warm-up
 _FEWER = 4  # times smaller batches of all tokens
 
 
@@ -95,24 +94,13 @@ class Scenes(Protocol):
 
     def batch(self, places: Sequence[tuple[int, int]]) -> Batch: ...
 
+    def texts(self, kind: str) -> list[tuple[str, str]]:
+        """The questions of a kind and their answers."""
+        ...
+
     def digest(self) -> str:
         """Of all that is learned from."""
         ...
-
-    def kept(self, places: Sequence[tuple[int, int]], budget: int) -> Tensor:
-        """The groups (B, N) that `relevance` makes of these, as of `Allocation.merge`."""
-        ...
-
-
-class Kept:
-    """An allocator whose decisions were made before: it gives those of the batch at hand."""
-
-    def __init__(self) -> None:
-        self.groups = torch.empty(0, 0, dtype=torch.long)
-
-    def allocate(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation:
-        """As it was decided."""
-        return Allocation.merge(self.groups, budget, boxes=tokens.boxes)
 
 
 def train(words: Iterable[str], scenes: Scenes, recipe: Recipe, folder: Path, tell: Tell = silent) -> Pocket:
@@ -120,43 +108,63 @@ def train(words: Iterable[str], scenes: Scenes, recipe: Recipe, folder: Path, te
     torch.manual_seed(recipe.seed)
     words = list(words)
     model = Pocket(words)
-    vlms, kept = {name: model.vlm(name) for name in MECHANISMS}, Kept()
-    realizing = vlms["relevance"].bridge
-    assert isinstance(realizing, Projector)
-    realizing.allocator = kept  # pyright: ignore[reportAttributeAccessIssue]
+    vlms = {name: model.vlm(name) for name in MECHANISMS}
     decoder: Any = model.decoder
     shares = torch.tensor([SHARES.get(name, 1.0) for name in MECHANISMS])
-    count = sum(map(len, scenes.sides()))
+    asked = {kind: sides for kind in JOIN if any(sides := scenes.sides(kind))}
+    sizes = torch.tensor([float(len(side)) for side in scenes.sides()])
 
-    @cache
-    def asked(*kinds: str) -> tuple[list[list[tuple[int, int]]], Tensor]:
-        """The places of all questions of these kinds, or of all where there are none, and how many each grid has."""
-        groups = scenes.sides(*kinds)
-        groups = groups if any(groups) else scenes.sides()
-        return groups, torch.tensor([float(len(side)) for side in groups])
+    def drawn_places(count: int, generator: torch.Generator, done: float) -> list[tuple[int, int]]:
+        """Questions about scenes of one grid, each kind as often."""
+        side = int(sizes.multinomial(1, generator=generator))
+        kinds = [kind for kind, start in JOIN.items() if start <= done and kind in asked] or list(asked)
+        kinds = [kind for kind in kinds if asked[kind][side]] or [kind for kind in asked if asked[kind][side]]
+        places = []
+        for turn in torch.randint(len(kinds), (count,), generator=generator).tolist():
+            of = asked[kinds[turn]][side]
+            places.append(of[int(torch.randint(len(of), (), generator=generator))])
+        return places
 
     def step(index: Tensor, generator: torch.Generator, done: float) -> tuple[Tensor, Tensor]:
-        drawn_from = shares[: len(SELECTING)] if done < _MAKE else shares
-        name = MECHANISMS[int(drawn_from.multinomial(1, generator=generator))]
+        name = MECHANISMS[int(shares.multinomial(1, generator=generator))]
         budget = BUDGETS[int(torch.randint(len(BUDGETS), (), generator=generator))]
-        groups, sizes = asked(*(kind for kind, start in JOIN.items() if start <= done))
-        side = groups[int(sizes.multinomial(1, generator=generator))]
-        most = max(1, len(index) // (_FEWER if name == ALL else 1))
-        places = [side[i] for i in torch.randint(len(side), (most,), generator=generator).tolist()]
-        if name == "relevance":
-            kept.groups = scenes.kept(places, budget)
-        batch = scenes.batch(places)
+        batch = scenes.batch(drawn_places(max(1, len(index) // (_FEWER if name == ALL else 1)), generator, done))
         guided = name in SELECTING and name != ALL
         decoder.set_attn_implementation("eager" if guided else "sdpa")  # which shows no attention
         loss, right = (grounded if guided else taught)(vlms[name], batch, budget)
         return loss, right.double().mean() * len(index)
 
     if not (folder / LAST).exists():
+        repeated(model, scenes.texts("missing"), recipe.seed)
         named(model, scenes.things(), recipe.seed)
     about = Checkpoint("pocket", {"words": words}, settings(recipe, scenes=scenes.digest(), join=JOIN), [])
-    fit(model, step, count, recipe, folder, about, tell)
+    fit(model, step, sum(map(len, scenes.sides())), recipe, folder, about, tell)
     decoder.set_attn_implementation("sdpa")
     return model
+
+
+def repeated(model: Pocket, texts: Sequence[tuple[str, str]], seed: int, steps: int = _REPEATED) -> float:
+    """Teach the decoder, of words alone, to say one of the things that a question names; the last loss, 0 of no texts.
+
+    Which one is not to be known without the picture; that what was read can be said is learned far sooner from words.
+    """
+    if not texts:
+        return 0.0
+    decoder, tokenizer = model.decoder, model.tokenizer
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=_RATE / 2, weight_decay=0.05)
+    generator, loss = torch.Generator().manual_seed(seed), torch.zeros(())
+    for turn in range(steps):
+        chosen = [texts[i] for i in torch.randint(len(texts), (_TEXTS,), generator=generator).tolist()]
+        asks, answers = zip(*chosen, strict=True)
+        prompts = interleaved(tokenizer, list(asks), [0] * len(chosen), list(answers))
+        loss = decoder(input_ids=prompts.ids, attention_mask=prompts.mask.long(), labels=prompts.labels).loss
+        for group in optimizer.param_groups:
+            group["lr"] = _RATE / 2 * min(1, (turn + 1) / _WARM)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimizer.step()
+    return float(loss.detach())
 
 
 def named(model: Pocket, things: Things, seed: int, passes: int = _PASSES) -> float:

@@ -2,7 +2,8 @@
 
 What tokens and questions have in common, inner products and norms, is all that relevance reads of them. So the classes
 that tokens show, of 1,000 dimensions, are kept in a basis of the reference questions, then of the scene's own, and one
-dimension more for what is left of a token's norm: of M + Q + 1 dimensions, with the same products.
+dimension more for what is left of a token's norm: of M + Q + 1 dimensions, with the same products. What is seen costs
+far more than what is asked, so scenes to train with are asked much.
 """
 
 import json
@@ -27,7 +28,7 @@ from regard.relevance.realizer import Realizer
 from regard.tokens import VisualTokens
 
 CHUNK = 50  # scenes of a file
-MOST = PAIRS[1]  # questions of a scene
+MANY = (40, 40)  # questions of a scene to train with, where there are so many
 FIELDS = {"kinds": "kind", "asks": "question", "answers": "answer"}  # of a scene, and of its pairs
 
 _PARTS = ("features", "classes", "questions", "heard", "covered")
@@ -74,30 +75,35 @@ class Encoded(NamedTuple):
     answers: list[str]
 
 
+def pairs_of(split: str) -> tuple[int, int]:
+    """How many questions each of its scenes is asked."""
+    return MANY if split == "train" else PAIRS
+
+
 def encoded(eye: Eye, split: str, count: int, folder: Path, told: Told | None = None) -> list[Encoded]:
     """As `seen`, before any grounding."""
-    basis = basis_of(eye)
+    basis, pairs = basis_of(eye), pairs_of(split)
     scenes: list[Encoded] = []
     for start in range(0, count, CHUNK):
         path = folder / f"{split}-{start:05d}.safetensors"
         if not path.exists() or not path.with_suffix(".json").exists():
-            _encode(eye, split, start, path, basis)
+            _encode(eye, split, start, path, basis, pairs)
         scenes += _loaded(path)
         if told:
             told(f"encode the {split} scenes: {min(start + CHUNK, count)} of {count}")
     return scenes[:count]
 
 
-def _encode(eye: Eye, split: str, start: int, path: Path, basis: Tensor) -> None:
+def _encode(eye: Eye, split: str, start: int, path: Path, basis: Tensor, pairs: tuple[int, int]) -> None:
     tensors: dict[str, Tensor] = {}
     texts = []
     for index in range(start, start + CHUNK):
-        scene = asked(split, index)
+        scene = asked(split, index, pairs=pairs)
         tokens = eye.see(scene.image)
         assert tokens.grid is not None
         assert tokens.aligned is not None
         heard = torch.stack([eye.hear(pair.question) for pair in scene.pairs])
-        classes, questions = compacted(tokens.aligned[0], eye.classes_of(heard), basis)
+        classes, questions = compacted(tokens.aligned[0], eye.classes_of(heard), basis, pairs[1])
         covered = np.stack([_covered(pair.targets, scene.image.width, tokens.grid[2]) for pair in scene.pairs])
         parts = (tokens.features[0], classes, questions, heard, torch.from_numpy(covered))
         for name, value in zip(_PARTS, parts, strict=True):
@@ -125,9 +131,9 @@ def _covered(targets: tuple[Thing, ...], side: int, grid: int) -> np.ndarray:
 
 
 def compacted(
-    aligned: Float[Tensor, "n e"], asks: Float[Tensor, "q e"], basis: Float[Tensor, "e m"]
+    aligned: Float[Tensor, "n e"], asks: Float[Tensor, "q e"], basis: Float[Tensor, "e m"], most: int
 ) -> tuple[Float[Tensor, "n f"], Float[Tensor, "q f"]]:
-    """Tokens and questions in M + MOST + 1 dimensions, with the same inner products, and tokens with the same norms.
+    """Tokens and questions in M + most + 1 dimensions, with the same inner products, and tokens with the same norms.
 
     basis: orthonormal, of the reference questions, which then have the coordinates that `_reference` gives.
     """
@@ -135,7 +141,7 @@ def compacted(
     own = asks64 - asks64 @ basis @ basis.T
     extra, _ = torch.linalg.qr(own.T)
     extra = extra - basis @ (basis.T @ extra)
-    whole = torch.nn.functional.pad(torch.cat((basis, extra), dim=1), (0, MOST - extra.shape[1]))
+    whole = torch.nn.functional.pad(torch.cat((basis, extra), dim=1), (0, most - extra.shape[1]))
     coordinates = aligned64 @ whole
     rest = (aligned64.square().sum(dim=1) - coordinates.square().sum(dim=1)).clamp(min=0).sqrt()
     questions = asks64 @ whole

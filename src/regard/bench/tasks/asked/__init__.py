@@ -43,9 +43,12 @@ class Asked(NamedTuple):
     background: str  # the photo's name
 
 
-def asked(split: str, index: int, seed: int = 0) -> Asked:
-    """Scene `index` of a seed, whatever others are made. split: of SPLITS. Fetches packages. Raises DataError."""
-    return make(stock(split), index, seed)
+def asked(split: str, index: int, seed: int = 0, pairs: tuple[int, int] = PAIRS) -> Asked:
+    """Scene `index` of a seed, whatever others are made, with that many pairs, or as many as there are.
+
+    split: of SPLITS. Fetches packages. Raises DataError.
+    """
+    return make(stock(split), index, seed, pairs)
 
 
 def vocabulary(folder: Path | None = None) -> tuple[str, ...]:
@@ -56,8 +59,8 @@ def vocabulary(folder: Path | None = None) -> tuple[str, ...]:
     return wording.closed(names(folder))
 
 
-def make(stock: Stock, index: int, seed: int = 0) -> Asked:
-    """Scene `index` of a seed, from a stock. Raises DataError."""
+def make(stock: Stock, index: int, seed: int = 0, pairs: tuple[int, int] = PAIRS) -> Asked:
+    """As `asked`, from a stock. The picture does not depend on pairs. Raises DataError."""
     if min(index, seed) < 0:
         raise DataError(f"index and seed must be 0 or more, got {index} and {seed}")
     rng = np.random.default_rng([seed, 17, SPLITS.index(stock.split), index])
@@ -69,7 +72,7 @@ def make(stock: Stock, index: int, seed: int = 0) -> Asked:
     _put_cutouts(canvas, cuts, dye=stock.split != "new")
     things = canvas.things
     made = Made(side, things, cuts[0].name, absent)
-    return Asked(canvas.image, tuple(things), _pairs(rng, made, new=stock.split == "new"), background)
+    return Asked(canvas.image, tuple(things), _pairs(rng, made, pairs, new=stock.split == "new"), background)
 
 
 def _chosen(rng: np.random.Generator, stock: Stock) -> tuple[list[CutOut], list[str]]:
@@ -123,12 +126,13 @@ def _put_cutouts(canvas: Canvas, cuts: list[CutOut], dye: bool) -> None:
         canvas.put(_turned(rng, picture, _TURN), "cutout", cut.name, cut.source, colour)
 
 
-def _pairs(rng: np.random.Generator, made: Made, new: bool) -> tuple[Pair, ...]:
+def _pairs(rng: np.random.Generator, made: Made, most: tuple[int, int], new: bool) -> tuple[Pair, ...]:
     """As many as are drawn, of as many kinds as there are, nothing asked twice."""
     kinds = [*_NEW] * 8 if new else [*wording.KINDS, *_OFTEN]
     if new:
         made = made._replace(things=[thing for thing in made.things if thing.kind == "cutout"])
-    wanted = int(rng.integers(PAIRS[0], PAIRS[1] + 1))
+    wanted = int(rng.integers(most[0], most[1] + 1))
+    kinds *= -(-most[1] // PAIRS[1])
     pairs: dict[tuple, Pair] = {}
     for place in rng.permutation(len(kinds)):
         pair = MAKERS[kinds[place]](rng, made)
