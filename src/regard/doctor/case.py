@@ -103,7 +103,7 @@ class Case:
         handle = decoder.register_forward_hook(listen, with_kwargs=True)
         try:
             with torch.no_grad():
-                self.run(self.seen)
+                self.run(self.seen, last=1)
         finally:
             handle.remove()
         if not heard:
@@ -186,9 +186,11 @@ class Case:
         """Of the language model."""
         return decoder_layers(self.model if self.vlm is None else self.vlm.language_model)
 
-    def run(self, inputs: Any = None, **more: Any) -> Any:
-        """The model's own output."""
+    def run(self, inputs: Any = None, last: int | None = None, **more: Any) -> Any:
+        """The model's own output. last: of how many columns logits are wanted, where the model can be told."""
         given = self.inputs if inputs is None else inputs
+        if last is not None and self.vlm is None and takes(self.model, "logits_to_keep"):
+            more["logits_to_keep"] = last
         with ran("the model"):
             return self.model(*self._spread(given)) if self.vlm is not None else self.model(**given, **more)
 

@@ -9,15 +9,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from regard.doctor.answers import longer
-from regard.doctor.case import Case
+from regard.doctor.case import Case, ran
 from regard.doctor.finding import Finding
 from regard.errors import DataError
 from regard.tokens import VisualTokens
-from regard.vlm.columns import last_real
 from regard.vlm.interleaved import UNLEARNED
 
 IGNORED, LITTLE = 1e-3, 1e-2  # bits
@@ -45,10 +45,8 @@ def bits(case: Case, words: int = _WORDS) -> dict[str, float]:
         raise DataError("there is no image among the inputs")
     if case.shortened:
         raise DataError("the inputs are shortened, and their images cannot be replaced: give the processor's own")
-    given = case.seen
     with torch.no_grad():
-        for _ in range(words - 1):
-            given = _longer(case, given, _next(case, given, 1)[:, -1].argmax(dim=-1))
+        given = _longer(case, case.seen, _said(case, words - 1))
         before = _next(case, given, words)
         return {
             name: float(divergence(before, _next(case, _replaced(case, given, name), words)).mean())
@@ -65,33 +63,33 @@ def divergence(one: Float[Tensor, "... v"], other: Float[Tensor, "... v"]) -> Fl
     )
 
 
+def _said(case: Case, count: int) -> Int[Tensor, "b t"]:
+    """The first words of the model's own answer to each prompt, whatever ends it."""
+    longest: dict[str, Any] = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
+    with ran("its generation"):
+        if case.vlm is not None:
+            return case.vlm.generate(*case.inputs, **longest)[:, -count:]
+        return case.model.generate(**case.seen, **longest)[:, -count:]
+
+
 def _next(case: Case, inputs: Any, count: int) -> Tensor:
-    """Logits of the last `count` columns of each prompt, (B, count, V). Prompts are padded on the left, or not."""
-    output = case.run(inputs)
-    if case.vlm is not None:
-        return output.logits[:, -count:]
-    mask = inputs.get("attention_mask")
-    ends = torch.full((len(output.logits),), output.logits.shape[1] - 1, device=output.logits.device)
-    if mask is not None and mask.ndim == 2:
-        ends = last_real(mask)
-    where = ends[:, None] - torch.arange(count - 1, -1, -1, device=ends.device)
-    return output.logits.gather(1, where[..., None].expand(-1, -1, output.logits.shape[-1]))
+    """Logits of the last `count` columns of each prompt, (B, count, V)."""
+    return case.run(inputs, last=count).logits[:, -count:]
 
 
-def _longer(case: Case, inputs: Any, word: Tensor) -> Any:
-    """The inputs with a word behind each prompt."""
+def _longer(case: Case, inputs: Any, words: Int[Tensor, "b t"]) -> Any:
+    """The inputs with words behind each prompt."""
     if case.vlm is not None:
         prompts, *more = inputs
-        whole = {
-            "ids": torch.cat((prompts.ids, word[:, None]), dim=1),
-            "mask": torch.cat((prompts.mask, torch.ones_like(prompts.mask[:, :1])), dim=1),
-            "image": torch.cat((prompts.image, torch.zeros_like(prompts.image[:, :1])), dim=1),
-            "labels": torch.cat((prompts.labels, torch.full_like(prompts.labels[:, :1], UNLEARNED)), dim=1),
-        }
-        learned = torch.full_like(whole["labels"], UNLEARNED)
-        learned[:, -_WORDS:] = 0  # so that so many last logits come
-        return (replace(prompts, **{**whole, "labels": learned}), *more)
-    return longer(case.model, inputs, word[:, None])
+        count = words.shape[1]
+        ids, image = torch.cat((prompts.ids, words), dim=1), F.pad(prompts.image, (0, count))
+        labels = torch.full_like(ids, UNLEARNED)
+        labels[:, -count - 1 :] = 0  # so that so many last logits come
+        return (
+            replace(prompts, ids=ids, mask=F.pad(prompts.mask, (0, count), value=True), image=image, labels=labels),
+            *more,
+        )
+    return longer(case.model, inputs, words)
 
 
 def _replaced(case: Case, inputs: Any, by: str) -> Any:

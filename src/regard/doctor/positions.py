@@ -43,15 +43,17 @@ def _ids(case: Case) -> list[Finding]:
     if not takes:
         return found
     where = torch.arange(case.real.shape[1], device=case.real.device)[None] if ids is None else ids
+    with torch.no_grad():
+        before = case.decoded(position_ids=where) if ids is None else case.hidden
     if not absolute:
-        found += _shift(case, where)
-    return found + _swap(case, where)
+        found += _shift(case, where, before)
+    return found + _swap(case, where, before)
 
 
-def _shift(case: Case, ids: Tensor) -> list[Finding]:
+def _shift(case: Case, ids: Tensor, before: Tensor) -> list[Finding]:
     """All ids moved by as much."""
     with torch.no_grad():
-        before, after = case.decoded(position_ids=ids), case.decoded(position_ids=ids + _SHIFT)
+        after = case.decoded(position_ids=ids + _SHIFT)
     worst = float(case.change(after, before)[case.real].max())
     if worst < max(_RELATIVE, case.noise):
         return []
@@ -59,7 +61,7 @@ def _shift(case: Case, ids: Tensor) -> list[Finding]:
     return [_found("error", evidence, "rotate queries and keys alike, by the same angles: one of them is not, or late")]
 
 
-def _swap(case: Case, ids: Tensor) -> list[Finding]:
+def _swap(case: Case, ids: Tensor, before: Tensor) -> list[Finding]:
     """The ids of two tokens exchanged."""
     columns = case.real[0].nonzero()[:, 0].tolist()
     image = case.image[0].nonzero()[:, 0].tolist()
@@ -73,7 +75,7 @@ def _swap(case: Case, ids: Tensor) -> list[Finding]:
         changed = ids.clone()
         changed[..., one], changed[..., other] = ids[..., other], ids[..., one]
         with torch.no_grad():
-            before, after = case.decoded(position_ids=ids), case.decoded(position_ids=changed)
+            after = case.decoded(position_ids=changed)
         moved = float(case.change(after, before)[0, columns[-1]])
         if moved == 0:
             evidence = f"the order of the {what} is lost: with the ids of columns {one} and {other} exchanged, nothing "
