@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import regard
 import tiny_vlms
-from regard.errors import DataError
+from regard.errors import DataError, ModelError
 from rows_oracle import furthest
 from tiny_vlms import FAMILIES, IMAGE
 
@@ -215,6 +215,20 @@ def test_half_precision_and_shared_kernels_of_one_query():
     assert seen.weights(0, -1).dtype == torch.float32
     assert seen.weights(0, -1).shape == (2, 4, 1, 26)
     assert torch.allclose(seen.weights(0, -1).sum(dim=-1), torch.ones(2, 4, 1), atol=NEAR)
+
+
+@torch.no_grad()
+def test_rows_are_kept_in_half_precision_where_that_is_asked_for():
+    model, inputs = language_model("qwen3", "sdpa"), prompt()
+    with regard.capture(model) as seen, regard.capture(model, dtype=torch.float16) as half:
+        model(**inputs)
+    for layer in seen.layers:
+        assert torch.equal(half.weights(layer), seen.weights(layer).half())
+    with (
+        pytest.raises(ModelError, match="kept in floating point: .* not torch.int64"),
+        regard.capture(model, dtype=torch.int64),
+    ):
+        pass
 
 
 class Largest(TorchDispatchMode):

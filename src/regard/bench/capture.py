@@ -1,7 +1,8 @@
 """What capturing attention costs: `python -m regard.bench.capture`, seconds and memory beside the plain forward.
 
-A Llama of SmolLM2-135M's shape with random weights reads 4,096 tokens; 32 rows of all layers are captured, of each head
-and of their mean. Every run is a process of its own, and kinds alternate, so that peaks of memory are each one's own.
+A Llama of SmolLM2-135M's shape with random weights reads 4,096 tokens; 32 rows of all layers are captured, of each
+head, in half precision too, and of their mean. Every run is a process of its own, and kinds alternate, so that peaks
+of memory are each one's own.
 """
 
 import json
@@ -17,7 +18,7 @@ import torch
 from regard.bench.results import Row, provenance, publish
 from regard.vlm.measure import PeakMemory
 
-KINDS = ("plain", "captured", "captured, mean of heads")
+KINDS = ("plain", "captured", "captured in half precision", "captured, mean of heads")
 ROWS = 32
 
 
@@ -65,11 +66,14 @@ def run(kind: str, tokens: int) -> dict[str, float]:
     prompt = torch.randint(3, 1000, (1, tokens), generator=torch.Generator().manual_seed(0))
     short, kept, difference = prompt[:, :64], 0.0, 0.0
     heads: Any = "mean" if "mean" in kind else None
+    dtype = torch.float16 if "half" in kind else torch.float32
     with torch.no_grad():
         plain = model(input_ids=short, use_cache=False).logits
         memory = PeakMemory(torch.device("cpu"))
         watched = (
-            nullcontext() if kind == "plain" else capture(model, heads=heads, queries=range(tokens - ROWS, tokens))
+            nullcontext()
+            if kind == "plain"
+            else capture(model, heads=heads, queries=range(tokens - ROWS, tokens), dtype=dtype)
         )
         start = time.process_time()
         with watched as seen:

@@ -34,6 +34,7 @@ def capture(
     queries: Queries | None = None,
     *,
     part: str = "language",
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[Seen]:
     """Keep rows of attention of what `model` reads while the block lasts.
 
@@ -47,6 +48,8 @@ def capture(
     after its end those of the answer. "mean": the mean over all, one row. "all": every one. By default "last" where
     text asks, "all" of a Q-Former, "mean" of a vision encoder.
 
+    dtype: what rows are kept in; torch.float16 takes half the memory.
+
     What another thread runs is not seen. A block in a block sees the same. Raises ModelError or DataError in one line
     for what cannot be reached, when the block is opened where that can be known.
     """
@@ -54,7 +57,9 @@ def capture(
     every = chosen(attention_layers(opened.model, part), layers if layers is None else _numbers(layers))
     for layer in every:
         _check(layer)
-    watcher = _Watcher(opened, Seen(opened, part, every), checked(queries, part), heads)
+    if not dtype.is_floating_point:
+        raise ModelError(f"rows are kept in floating point: give torch.float32 or torch.float16, not {dtype}")
+    watcher = _Watcher(opened, Seen(opened, part, every), checked(queries, part), heads, dtype)
     handles = watcher.hooked()
     try:
         with watching(every, watcher.tell):
@@ -68,8 +73,8 @@ def capture(
 class _Watcher:
     """Knows what the model is reading, and takes the rows that are asked for."""
 
-    def __init__(self, opened: Patient, seen: Seen, queries: Queries, heads: Heads) -> None:
-        self.opened, self.seen, self.queries = opened, seen, queries
+    def __init__(self, opened: Patient, seen: Seen, queries: Queries, heads: Heads, dtype: torch.dtype) -> None:
+        self.opened, self.seen, self.queries, self.dtype = opened, seen, queries, dtype
         self.heads: Any = [heads] if isinstance(heads, int) else heads
         if self.heads is not None and self.heads != "mean":
             self.heads = list(self.heads)
@@ -165,7 +170,7 @@ class _Watcher:
         weights = weights.mean(dim=1, keepdim=True) if mean else weights
         if step is not None and layer.part == "language":
             weights = weights[..., : step.total] if keys > step.total else F.pad(weights, (step.total - keys, 0))
-        self.seen.add(layer, Rows(weights, columns, 0 if step is None else step.past))
+        self.seen.add(layer, Rows(weights.to(self.dtype), columns, 0 if step is None else step.past))
 
     def _index(self, step: Step | None, batch: int, queries: int, device: torch.device) -> Tensor | None:
         if step is not None:

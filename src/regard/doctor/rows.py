@@ -19,7 +19,7 @@ from regard.vlm.opened import opened as opened_vlm
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of one layer in one call. weights: (B, h, R, S), float32, S the columns read so far; a row sums to 1, or to
+    """Rows of one layer in one call. weights: (B, h, R, S), S the columns read so far; a row sums to 1, or to
     0 where it is padding or sees nothing. columns: (B, R), of which queries, -1 for none or for all. past: columns that
     were read before this call.
     """
@@ -98,7 +98,7 @@ class Seen:
         numbers = range(self.calls or 1) if calls is None else [calls] if isinstance(calls, int) else calls
         total: Tensor | None = None
         for layer in wanted:
-            several = [self.of(layer.number, call).weights.mean(dim=1) for call in numbers]
+            several = [self.of(layer.number, call).weights.mean(dim=1, dtype=torch.float32) for call in numbers]
             if len({len(rows) for rows in several}) > 1:
                 raise DataError("the calls were of batches of several sizes: ask for one of them, calls=0")
             longest = max(rows.shape[-1] for rows in several)
