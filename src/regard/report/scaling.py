@@ -14,6 +14,7 @@ from regard.report.page import _ascii, _digest, _template
 Curve = Sequence[tuple[float, float, float, float]]  # tokens, and a cost with its quartiles
 Dot = tuple[str, float, float, bool]  # a name, cost, accuracy, and whether no other is as good for as little
 MARKS = "osD^v<>PX*"
+_IN_POINTS: Any = {"textcoords": "offset points"}
 
 
 def check_drawing() -> None:
@@ -59,20 +60,22 @@ def multiples(curves: Mapping[str, Curve], notes: Mapping[str, str], cost: str, 
 
 
 def pareto(tasks: Mapping[str, Sequence[Dot]]) -> bytes:
-    """A panel for each task: accuracy over multiply-accumulates, those on the front joined."""
-    columns = min(3, max(1, len(tasks)))
+    """A panel for each task: accuracy over multiply-accumulates, from the cheapest on; those on the front joined."""
+    columns = min(2, max(1, len(tasks)))
     rows = max(1, -(-len(tasks) // columns))
-    figure = _figure(5 * columns, 3.6 * rows)
+    figure = _figure(7 * columns, 3.6 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel, (task, dots) in zip(panels, tasks.items(), strict=False):
         front = sorted((cost, right) for _, cost, right, best in dots if best)
         panel.plot([cost for cost, _ in front], [right for _, right in front], color="#0a58ad", linewidth=1)
-        for name, cost, right, best in dots:
-            colour, below = ("#0a58ad", 3) if best else ("#888888", -8)
-            panel.plot(cost, right, marker="o", color=colour, markersize=5)
-            panel.annotate(name, (cost, right), fontsize=6, color=colour, xytext=(4, below), textcoords="offset points")
+        for number, (name, cost, right, best) in enumerate(sorted(dots, key=lambda dot: (dot[1], dot[2])), 1):
+            colour, aside = "#0a58ad" if best else "#777777", (4, 3) if number % 2 else (-9, -9)
+            panel.plot(cost, right, marker="o", color=colour, markersize=5, linestyle="", label=f"{number}  {name}")
+            panel.annotate(str(number), (cost, right), fontsize=7, color=colour, xytext=aside, **_IN_POINTS)
         panel.set(xscale="log", title=task, xlabel="multiply-accumulates an image", ylabel="accuracy, %")
-        panel.margins(x=0.4, y=0.15)
+        panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=0.8)
+        panel.tick_params(which="minor", labelbottom=False)
+        panel.margins(x=0.3, y=0.15)
         panel.grid(alpha=0.3)
     for panel in panels[len(tasks) :]:
         panel.set_axis_off()
