@@ -14,6 +14,7 @@ from regard.bench import pocket as made_pocket
 from regard.bench.tasks.asked.wording import KINDS
 from regard.bench.tasks.seen import Sight, Sights
 from regard.errors import BudgetError, DataError, ModelError
+from regard.train.checkpoint import LAST, Checkpoint
 from regard.train.guide import GUIDE
 from regard.train.loop import Recipe
 from regard.train.pocket import NAMING, Things, grounded, grounding, named, repeated, taught, train, watched
@@ -281,6 +282,22 @@ def test_a_run_becomes_the_packages_model(tmp_path, monkeypatch):
     shown = json.loads((tmp_path / "results" / "pocket.json").read_text())
     assert {row["name"] for row in shown["rows"]} == {f"{name}: right" for name in MECHANISMS}
     module.pocket.cache_clear()
+
+
+def test_kinds_that_are_not_asked_have_no_rows(model):
+    data = sights(2)
+    two = Sights(tuple(one._replace(kinds=["where", "exists"]) for one in data.scenes), data.reference)
+    rows = bench.compared(bench.asking(model, two, ("all", "relevance", *bench.BLIND), (16,)), 16)
+    assert [row.name.split(":")[0] for row in rows] == [
+        f"16 tokens, {of}" for of in ("where", "exists", "all questions")
+    ]
+    assert all(np.isfinite(row.value) for row in rows)
+
+
+def test_a_run_of_another_kind_is_one_line(tmp_path):
+    Checkpoint("grounding", {}, {}, []).save(tmp_path / LAST)
+    with pytest.raises(DataError, match="is a run of grounding: give one of regard train pocket"):
+        made_pocket.restored(tmp_path)
 
 
 def test_the_benchs_rows_are_of_the_questions_that_were_right(model):

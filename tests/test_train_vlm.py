@@ -369,6 +369,7 @@ def test_settings_are_named_when_they_are_wrong():
         ({"epochs": 0}, "epochs must be 1 or more"),
         ({"rates": {"bridge": -1}}, "rates.bridge must be a number of 0 or more"),
         ({"warmup": 1}, "warmup must be from 0 to less than 1"),
+        ({"seed": -1}, "the seed must be a whole number from 0"),
         ({"clip": float("nan")}, "clip must be a number of 0 or more"),
     ]:
         with pytest.raises(DataError) as raised:

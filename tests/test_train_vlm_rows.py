@@ -92,10 +92,12 @@ def test_a_file_that_is_no_file_of_rows_is_named(tmp_path, team):
     (tmp_path / "cut.jsonl").write_text('{"image": "a.png", "ans')
     (tmp_path / "x.csv").write_text("image,answer\n")
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "latin.jsonl").write_bytes('{"image": "a.png", "answer": "grün"}'.encode("latin-1"))
     for name, said in [
         ("cut.jsonl", "line 1 is no JSON, it may be cut short"),
         ("x.csv", "rows come from .jsonl and .parquet files"),
         ("none.jsonl", "there is no file .* with rows"),
+        ("latin.jsonl", "is no UTF-8 text"),
         ("empty.jsonl", "no row can be used: the files are empty"),
     ]:
         with pytest.raises(DataError, match=said):

@@ -12,6 +12,7 @@ from PIL import Image
 
 import regard
 from regard.errors import DataError, ModelError, RegardError
+from regard.train.guards import freeze_all_but, parts_of
 from regard.vlm import saved
 from regard.vlm.bridges import load
 from regard.vlm.compose import VLM
@@ -208,6 +209,46 @@ def test_a_trained_eye_is_saved(tmp_path):
     other = ToyTower()
     VLM.from_pretrained(tmp_path / "frozen", eye=other)
     assert not torch.equal(other.map.weight, eye.map.weight)
+
+
+def test_a_trained_eye_stays_saved_when_it_is_frozen_later(tmp_path):
+    eye: Any = ToyTower()
+    vlm = built("all", "early", {}, {}, eye=eye)
+    vlm.save_pretrained(tmp_path / "m")
+    other: Any = ToyTower()
+    again = VLM.from_pretrained(tmp_path / "m", eye=other)
+    freeze_all_but(parts_of(again), ("bridge",))
+    again.save_pretrained(tmp_path / "m2")
+    last: Any = ToyTower()
+    VLM.from_pretrained(tmp_path / "m2", eye=last)
+    assert torch.equal(last.map.weight, eye.map.weight)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
+def test_adapters_that_come_back_can_learn_on(tmp_path, named):
+    import peft
+
+    lm: Any = saved.named_language_model(named, torch.device("cpu"))
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    vlm = built("all", "early", {}, {}, lm=peft.get_peft_model(lm, lora))
+    vlm.save_pretrained(tmp_path / "m")
+    again = VLM.from_pretrained(tmp_path / "m", eye=ToyEye())
+    for learn in (("bridge", "language_model"), ("bridge",), ("bridge", "language_model")):
+        learned = freeze_all_but(parts_of(again), learn)
+        assert learned.keys() == set(learn)
+    assert all(".lora_" in name for name in learned["language_model"])
+    again.save_pretrained(tmp_path / "m2")
+    assert not (tmp_path / "m2" / "language_model").exists(), "its own weights are the named model's"
+
+
+def test_queries_that_learned_do_not_begin_again(tmp_path):
+    vlm = built("qformer", "early", {"start": "vision", "queries": 4}, {})
+    vlm.save_pretrained(tmp_path / "m")
+    again: Any = VLM.from_pretrained(tmp_path / "m", eye=ToyEye())
+    assert again.bridge.start == "random"
+    again.save_pretrained(tmp_path / "m2")
+    config = json.loads((tmp_path / "m2" / "config.json").read_text())
+    assert config["mechanism"]["arguments"]["start"] == "vision", "as it was made"
 
 
 def test_parts_that_were_given_are_given_again(tmp_path):

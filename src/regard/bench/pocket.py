@@ -111,6 +111,8 @@ def restored(run: Path | None) -> Pocket:
     if run is None:
         return pocket()
     state = Checkpoint.load(run)
+    if state.kind != "pocket":
+        raise DataError(f"{str(run)!r} is a run of {state.kind}: give one of regard train pocket")
     model = Pocket(state.arguments["words"])
     state.restore(model)
     return model.requires_grad_(False).eval()

@@ -66,6 +66,7 @@ def train(
         feed, held_feed = feeds(vlm, rows, held, Path(cache), team, tell, eye_learns=eye)
         parts = parts_of(vlm)
         learned = freeze_all_but(parts, learn)
+        vlm.eye_trained |= eye
         before = fingerprint(parts)
         decides = {"paradigm": "full", "frozen": before, "held": held_feed and held_feed.rows.digest}
         begun(vlm, feed)

@@ -13,6 +13,7 @@ from regard.errors import ModelError
 from regard.vlm.compose import VLM
 from regard.vlm.fusion.fusion import base_of
 from regard.vlm.fusion.late import Late
+from regard.vlm.saved import is_own
 
 PARTS = ("eye", "bridge", "fusion", "language_model")
 _PATIENCE = 3  # steps: gates that begin at 0 let no gradient through in the first
@@ -27,7 +28,7 @@ def parts_of(vlm: VLM) -> dict[str, nn.Module]:
 def freeze_all_but(parts: Mapping[str, nn.Module], learn: Iterable[str]) -> dict[str, dict[str, nn.Parameter]]:
     """What learns, by part and name, in float32; the rest needs no gradient and is in evaluation mode.
 
-    Of a language model with LoRA only what peft left to learn does.
+    Of a language model with LoRA only what peft left to learn does; where that was frozen since, the adapters.
     """
     learn, found = set(learn), {}
     for name, part in parts.items():
@@ -37,6 +38,9 @@ def freeze_all_but(parts: Mapping[str, nn.Module], learn: Iterable[str]) -> dict
             continue
         if base_of(part) is part:
             part.requires_grad_(True)
+        elif not any(value.requires_grad for value in part.parameters()):
+            for key, value in part.named_parameters():
+                value.requires_grad_(not is_own(key))
         chosen = {key: value for key, value in part.named_parameters() if value.requires_grad}
         for value in chosen.values():
             value.data = value.data.float()

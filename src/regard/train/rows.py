@@ -64,17 +64,22 @@ def raw_rows(file: str | os.PathLike) -> Iterator[Raw]:
     if path.suffix not in (".jsonl", ".json"):
         raise DataError(f"rows come from .jsonl and .parquet files, got {str(path)!r}")
     with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            where = f"{path}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{where} is no JSON, it may be cut short: {error}") from error
-            if not isinstance(values, dict):
-                raise DataError(f"{where} must be an object with image and answer, got {type(values).__name__}")
-            yield Raw(values, where, path.parent)
+        try:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _raw(line, f"{path}, line {number}", path.parent)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{str(path)!r} is no UTF-8 text: {error}") from error
+
+
+def _raw(line: str, where: str, folder: Path) -> Raw:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where} is no JSON, it may be cut short: {error}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{where} must be an object with image and answer, got {type(values).__name__}")
+    return Raw(values, where, folder)
 
 
 def _parquet_rows(path: Path) -> Iterator[Raw]:

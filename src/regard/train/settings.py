@@ -78,6 +78,8 @@ class Recipe:
         for name in ("decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise DataError(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise DataError(f"the seed must be a whole number from 0 to 2^63 - 1, got {self.seed}")
         if not 0 <= self.warmup < 1:
             raise DataError(f"warmup must be from 0 to less than 1, got {self.warmup}")
 

@@ -90,6 +90,7 @@ class VLM(nn.Module):
             "fusion": _described(fusions.complete, fusion, fusion_arguments),
         }
         self.started = saved.versions(language_model)
+        self.eye_trained = False
         self.bridge.to(words.weight.device, words.weight.dtype)
         self.fusion.to(words.weight.device, words.weight.dtype)
         check_devices(self.eye, language_model)

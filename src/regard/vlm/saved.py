@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from regard import __version__
 from regard.errors import DataError, ModelError, loading
+from regard.vlm.bridges.qformer import QueryBridge
 from regard.vlm.card import card
 from regard.vlm.fusion.fusion import base_of
 from regard.vlm.parts import PACKAGED, named_language_model, named_tokenizer
@@ -112,13 +113,13 @@ def from_pretrained(
 
 def versions(language_model: nn.Module) -> int:
     """A number that is another once the language model's own weights were written to, by an optimizer or otherwise."""
-    return sum(value._version for name, value in language_model.named_parameters() if _own(name))
+    return sum(value._version for name, value in language_model.named_parameters() if is_own(name))
 
 
 def _write(vlm: "VLM", folder: Path) -> None:
     parts: dict[str, nn.Module] = {"bridge": vlm.bridge, "fusion": vlm.fusion}
-    trained = isinstance(vlm.eye, nn.Module) and any(value.requires_grad for value in vlm.eye.parameters())
-    if trained:
+    learns = isinstance(vlm.eye, nn.Module) and any(value.requires_grad for value in vlm.eye.parameters())
+    if trained := learns or vlm.eye_trained:
         parts["eye"] = vlm.eye  # pyright: ignore[reportArgumentType]
     weights = {
         f"{part}.{name}": value.detach().contiguous()
@@ -128,7 +129,7 @@ def _write(vlm: "VLM", folder: Path) -> None:
     model: Any = vlm.language_model
     base = base_of(model)
     said: dict[str, Any] = {"dtype": str(base.dtype).removeprefix("torch.")}
-    frozen = not any(value.requires_grad for name, value in model.named_parameters() if _own(name))
+    frozen = not any(value.requires_grad for name, value in model.named_parameters() if is_own(name))
     if base.config.name_or_path and frozen and versions(model) == vlm.started:
         revision = getattr(base.config, "_commit_hash", None)
         said |= {"name_or_path": base.config.name_or_path, "revision": revision}
@@ -153,7 +154,7 @@ def _write(vlm: "VLM", folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _own(name: str) -> bool:
+def is_own(name: str) -> bool:
     """Whether a parameter of this name is of the language model and not of an adapter."""
     return ".lora_" not in name and ".modules_to_save." not in name
 
@@ -164,7 +165,7 @@ def _without_adapter(base: nn.Module) -> dict[str, Tensor]:
     return {
         name.replace(".base_layer.", ".").replace(".original_module.", "."): value
         for name, value in state.items()
-        if _own(name)
+        if is_own(name)
     }
 
 
@@ -260,5 +261,8 @@ def _restore(vlm: "VLM", folder: Path, eye_weights: bool) -> None:
             raise DataError(f"{str(path)!r} has {name} of shape {shapes}: it is of other parts")
     for part, module in parts.items():
         module.load_state_dict({n.removeprefix(f"{part}."): v for n, v in weights.items() if n.startswith(f"{part}.")})
+    if isinstance(vlm.bridge, QueryBridge):
+        vlm.bridge.start = "random"  # what was learned does not begin again
+    vlm.eye_trained = eye_weights
     if eye_weights:
         parts["eye"].requires_grad_(True)
