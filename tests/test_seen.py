@@ -83,8 +83,8 @@ def scene(split: str, index: int, pairs: tuple[int, int] = PAIRS) -> Asked:
     side = (192, 224)[index % 2]
     image = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
     thing = Thing("cutout", "fox", "x", "", "", (32, 64, 80, 128), np.ones((64, 48), bool))
-    pairs = (Pair("where", "where is the fox?", "top left", (thing,)), Pair("exists", "is there a fox?", "yes", ()))
-    return Asked(image, (thing,), pairs, "photo")
+    made = (Pair("where", "where is the fox?", "top left", (thing,)), Pair("exists", "is there a fox?", "yes", ()))
+    return Asked(image, (thing,), made, "photo")
 
 
 @pytest.fixture

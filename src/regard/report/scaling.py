@@ -73,7 +73,8 @@ def pareto(tasks: Mapping[str, Sequence[Dot]]) -> bytes:
             panel.plot(cost, right, marker="o", color=colour, markersize=5, linestyle="", label=f"{number}  {name}")
             panel.annotate(str(number), (cost, right), fontsize=7, color=colour, xytext=aside, **_IN_POINTS)
         panel.set(xscale="log", title=task, xlabel="multiply-accumulates an image", ylabel="accuracy, %")
-        panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=0.8)
+        if dots:
+            panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=0.8)
         panel.tick_params(which="minor", labelbottom=False)
         panel.margins(x=0.3, y=0.15)
         panel.grid(alpha=0.3)
