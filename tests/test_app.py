@@ -112,6 +112,15 @@ def test_the_last_few_pictures_are_kept(desk, tmp_path):
     assert [one is two for one, two in zip(first, reversed(again), strict=True)] == [False, True, True]
 
 
+def test_a_picture_has_the_name_that_its_user_gave_it(desk, tmp_path):
+    looks = []
+    for name in ("mine.png", "yours.png"):
+        Image.new("RGB", (64, 64), (9, 90, 90)).save(tmp_path / name)
+        looks.append(desk.sights.opened(tmp_path / name, desk.models.eye))
+    assert [look.picture.name for look in looks] == ["mine.png", "yours.png"]
+    assert looks[0].tokens is looks[1].tokens, "encoded once"
+
+
 def test_a_question_is_measured_once_and_dials_hold_what_they_are_given(desk, session):
     session, free = told(desk, session, Wish("where is the star?", 48))
     assert set(free["states"]) == {"scope", "tempering", "prioritization"}

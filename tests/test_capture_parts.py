@@ -101,6 +101,18 @@ def test_a_vision_encoder_is_read_as_by_the_encoder_room(models, name):
 
 
 @torch.no_grad()
+def test_an_encoder_has_more_columns_than_the_prompt(models):
+    model, inputs = models("qwen2_5_vl"), tiny_vlms.inputs("qwen2_5_vl", [1])
+    with regard.capture(model, part="vision", queries="all") as whole:
+        model(**inputs)
+    count = whole.weights(0).shape[-1]
+    assert count > inputs["input_ids"].shape[1]
+    with regard.capture(model, part="vision", queries=[count - 1]) as seen:
+        model(**inputs)
+    assert torch.allclose(seen.weights(0), whole.weights(0)[:, :, -1:], atol=NEAR)
+
+
+@torch.no_grad()
 def test_windows_of_an_encoder_see_nothing_of_each_other(models):
     """Qwen2.5-VL calls its kernel once a window: a row is whole, and 0 outside its own."""
     model, inputs = models("qwen2_5_vl"), tiny_vlms.inputs("qwen2_5_vl", [1, 1])

@@ -15,6 +15,7 @@ from transformers.models.llama import modeling_llama
 import regard
 import tiny_lms
 import tiny_vlms
+from regard.doctor.answers import longer
 from regard.doctor.case import Case
 from regard.doctor.examine import CHECKS
 from regard.doctor.finding import Finding
@@ -23,6 +24,7 @@ from regard.doctor.learned_queries import distinct, effective_rank
 from regard.doctor.positions import drawn_out, mrope
 from regard.vlm.fusion.late import Late
 from regard.vlm.interleaved import interleaved
+from test_capture_parts import mllama, mllama_inputs
 from tiny_vlms import FAMILIES
 
 RUNNING = ("masks", "positions", "heads", "frozen", "sinks", "image_ignored")
@@ -402,3 +404,24 @@ def test_bits_are_those_of_jensen_and_shannon():
     apart = torch.tensor([[90.0, -90.0], [-90.0, 90.0]])
     assert float(divergence(*apart)) == pytest.approx(1)
     assert float(divergence(one, one).max()) == 0
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_question_and_budget_may_be_left_out(count):
+    model, inputs = vlm()
+    given = (*inputs[:2], None, None)[:count]
+    assert regard.doctor.examine(model, given, only=["masks", "image_ignored"]).silent == ("masks", "image_ignored")
+
+
+@torch.no_grad()
+def test_an_answer_of_mllama_sees_what_its_prompt_sees():
+    model, inputs = mllama(), mllama_inputs()
+    model.generation_config.eos_token_id = None
+    asked = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    made = model.generate(**inputs, **asked)
+    given = longer(model, inputs, made.sequences[:, 5:7])
+    assert given["cross_attention_mask"].shape == (2, 7, 1, 2)
+    torch.testing.assert_close(model(**given).logits[:, -1], made.logits[2], atol=1e-4, rtol=1e-4)
+    assert "image_ignored" not in {
+        f.check for f in regard.doctor.examine(model, inputs).findings if f.severity == "skipped"
+    }

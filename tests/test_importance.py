@@ -87,6 +87,11 @@ def test_a_region_is_hidden_whole(direct):
     assert float(values[RED]) == pytest.approx(float(alone[RED]), rel=0.1)
 
 
+def test_a_target_is_for_each_prompt(direct):
+    with pytest.raises(DataError, match="target must be one token id, or one for each of 1 prompts, got 2"):
+        importance(direct, planted.inputs(), "ablation", target=[5, 6])
+
+
 def test_the_target_is_what_is_explained(direct):
     (values,) = importance(direct, planted.inputs(), "ablation", target=OTHER).tokens
     assert float(values[RED]) < -1  # without red, another word is more likely

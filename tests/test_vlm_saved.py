@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -12,6 +13,7 @@ from PIL import Image
 
 import regard
 from regard.errors import DataError, ModelError, RegardError
+from regard.train.bridge import begun
 from regard.train.guards import freeze_all_but, parts_of
 from regard.vlm import saved
 from regard.vlm.bridges import load
@@ -242,13 +244,18 @@ def test_adapters_that_come_back_can_learn_on(tmp_path, named):
 
 
 def test_queries_that_learned_do_not_begin_again(tmp_path):
-    vlm = built("qformer", "early", {"start": "vision", "queries": 4}, {})
+    vlm: Any = built("qformer", "early", {"start": "vision", "queries": 4}, {})
+    vlm.save_pretrained(tmp_path / "new")
+    feed: Any = SimpleNamespace(seen={"a": tokens(1, 9)}, rows=SimpleNamespace(uses=["a"]))
+    begun(vlm, feed)
+    learned = vlm.bridge.former.queries.clone()
     vlm.save_pretrained(tmp_path / "m")
-    again: Any = VLM.from_pretrained(tmp_path / "m", eye=ToyEye())
-    assert again.bridge.start == "random"
-    again.save_pretrained(tmp_path / "m2")
-    config = json.loads((tmp_path / "m2" / "config.json").read_text())
-    assert config["mechanism"]["arguments"]["start"] == "vision", "as it was made"
+    for name, kept in (("m", True), ("new", False)):
+        again: Any = VLM.from_pretrained(tmp_path / name, eye=ToyEye())
+        before = again.bridge.former.queries.clone()
+        begun(again, feed)
+        assert torch.equal(again.bridge.former.queries, before) == kept
+    assert not torch.equal(before, learned)
 
 
 def test_parts_that_were_given_are_given_again(tmp_path):

@@ -71,15 +71,16 @@ class Sights:
     def opened(self, path: str | Path, eye: Eye) -> Sight:
         """The picture in a file, read strictly. Raises ImageError."""
         path = Path(path)
-        data = path.read_bytes()
+        data, name = path.read_bytes(), one_line(path.name)
         key = hashlib.sha256(data).hexdigest()
         with self._one_at_a_time:
             if key not in self._kept:
-                self._kept[key] = _encoded(data, one_line(path.name), eye)
+                self._kept[key] = _encoded(data, name, eye)
             self._kept.move_to_end(key)
             while len(self._kept) > self.most:
                 self._kept.popitem(last=False)
-            return self._kept[key]
+            sight = self._kept[key]
+        return sight if sight.picture.name == name else replace(sight, picture=replace(sight.picture, name=name))
 
 
 def _encoded(data: bytes, name: str, eye: Eye) -> Sight:

@@ -81,6 +81,7 @@ def asking(
 
 def cost(vlm: VLM, batch: Batch, budget: int | None) -> dict[str, float]:
     """Of one question: parameters of the bridge, and multiply-accumulates of bridge and decoder to the first word."""
+    vlm.bridge.train()  # in which no bridge makes the reading that only reports
     with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         bridged = vlm.bridge(batch.tokens, batch.question, budget)
     config: Any = vlm.language_model.config
@@ -94,6 +95,7 @@ def cost(vlm: VLM, batch: Batch, budget: int | None) -> dict[str, float]:
 
 def first_word(vlm: VLM, batch: Batch, budget: int | None) -> Callable[[], Tensor]:
     """Bridge and decoder, from the eye's tokens to the first word of each answer."""
+    vlm.bridge.train()  # as in `cost`
     prompts = interleaved(vlm.tokenizer, [IMAGE + ask for ask in batch.asks], [1] * len(batch.asks))
     return lambda: vlm.generate(prompts, batch.tokens, batch.question, budget, max_new_tokens=1, do_sample=False)
 

@@ -245,6 +245,9 @@ def longer(model: Any, inputs: Mapping[str, Any], words: Int[Tensor, "b t"]) -> 
     suffix = int(model.config.model_type in _SUFFIX)
     kinds = {"token_type_ids": suffix, "mm_token_type_ids": 0}
     types = {name: F.pad(inputs[name], (0, words.shape[1]), value=of) for name, of in kinds.items() if name in inputs}
+    across = inputs.get("cross_attention_mask")  # (B, L, I, T), of Mllama
+    if across is not None:
+        made["cross_attention_mask"] = torch.cat((across, across[:, -1:].expand(-1, words.shape[1], -1, -1)), dim=1)
     return {**inputs, **made, **types}
 
 

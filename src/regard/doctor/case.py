@@ -250,7 +250,7 @@ class Case:
         return words.repeat(-(-count // len(words)))[:count][None]
 
     def _padded_prompts(self, count: int) -> tuple:
-        prompts, tokens, question = self.inputs
+        prompts, tokens, question, budget = self._spread(self.inputs)
         none, real = F.pad(prompts.mask, (count, 0)), F.pad(prompts.mask, (count, 0), value=True)
         words = prompts.ids[0][prompts.mask[0] & ~prompts.image[0]]
         more = words.repeat(-(-count // len(words)))[:count].expand(len(prompts.ids), -1)
@@ -261,7 +261,7 @@ class Case:
         several = list(tokens) if isinstance(tokens, list | tuple) else [tokens]
         count_images = len(question.features) if question is not None else 0
         asked = None if question is None else question.images(torch.arange(count_images).repeat(2))
-        return both, [*several, *several], asked
+        return both, [*several, *several], asked, budget
 
 
 def _pad(config: Any) -> int:

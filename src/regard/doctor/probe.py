@@ -40,7 +40,11 @@ class Probe:
             raise ModelError("the model is in training mode: call model.eval() first")
         if not isinstance(inputs, Shortened):
             inputs = shorten(found.model, inputs, "random", keep=1.0)
-        asked = None if target is None else torch.as_tensor(target).reshape(-1).expand(len(inputs["input_ids"]))
+        count = len(inputs["input_ids"])
+        asked = None if target is None else torch.as_tensor(target).reshape(-1)
+        if asked is not None and len(asked) not in (1, count):
+            raise DataError(f"target must be one token id, or one for each of {count} prompts, got {len(asked)}")
+        asked = None if asked is None else asked.expand(count)
         made = cls(found.model, inputs, tuple(placed(found, inputs)), asked)
         size = made.logits.shape[1]
         if asked is not None and (asked.is_floating_point() or int(asked.min()) < 0 or int(asked.max()) >= size):

@@ -96,9 +96,10 @@ def by_answers(vlm: VLM, run: Run, held: Feed | None, parts: dict[str, nn.Module
 
 @torch.no_grad()
 def begun(vlm: VLM, feed: Feed) -> None:
-    """Queries that begin from vision do so from the first images."""
-    if not isinstance(vlm.bridge, QueryBridge) or vlm.bridge.start != "vision" or feed.seen is None:
+    """Queries that begin from vision do so from the first images, once."""
+    bridge = vlm.bridge
+    if not isinstance(bridge, QueryBridge) or bridge.start != "vision" or bridge.began or feed.seen is None:
         return
     keys = list(dict.fromkeys(key for uses in feed.rows.uses[:_BEGIN] for key in uses))[:_BEGIN]
     several: list[VisualTokens] = [feed.seen[key] for key in keys]
-    vlm.bridge.begin(seen_together(several).to(next(vlm.bridge.parameters()).device))
+    bridge.begin(seen_together(several).to(next(bridge.parameters()).device))

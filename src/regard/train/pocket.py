@@ -117,8 +117,8 @@ def train(words: Iterable[str], scenes: Scenes, recipe: Recipe, folder: Path, te
     def drawn_places(count: int, generator: torch.Generator, done: float) -> list[tuple[int, int]]:
         """Questions about scenes of one grid, each kind as often."""
         side = int(sizes.multinomial(1, generator=generator))
-        kinds = [kind for kind, start in JOIN.items() if start <= done and kind in asked] or list(asked)
-        kinds = [kind for kind in kinds if asked[kind][side]] or [kind for kind in asked if asked[kind][side]]
+        there = [kind for kind, sides in asked.items() if sides[side]]
+        kinds = [kind for kind in there if JOIN[kind] <= done] or there
         places = []
         for turn in torch.randint(len(kinds), (count,), generator=generator).tolist():
             of = asked[kinds[turn]][side]

@@ -89,7 +89,7 @@ def from_pretrained(
         kind, found = written.pop("kind"), {} if eye is not None else written
         made = {part: config[part] or {} for part in ("mechanism", "fusion")}
         said, adapter = config["language_model"], config["adapter"]
-        eye_weights = config["eye_weights"]
+        eye_weights, began = config["eye_weights"], config.get("began", False)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{str(folder / CONFIG)!r} is damaged: {error!r}: save the model anew") from error
     if eye is None and kind == "given":
@@ -108,6 +108,8 @@ def from_pretrained(
         fusion_arguments=made["fusion"].get("arguments"),
     )
     _restore(vlm, folder, eye_weights)
+    if isinstance(vlm.bridge, QueryBridge):
+        vlm.bridge.began = began
     return vlm.eval()
 
 
@@ -147,6 +149,7 @@ def _write(vlm: "VLM", folder: Path) -> None:
         **vlm.described,
         "eye": vlm.described_eye,
         "eye_weights": trained,
+        "began": isinstance(vlm.bridge, QueryBridge) and vlm.bridge.began,
         "language_model": said,
         "adapter": base is not model,
     }
@@ -261,8 +264,6 @@ def _restore(vlm: "VLM", folder: Path, eye_weights: bool) -> None:
             raise DataError(f"{str(path)!r} has {name} of shape {shapes}: it is of other parts")
     for part, module in parts.items():
         module.load_state_dict({n.removeprefix(f"{part}."): v for n, v in weights.items() if n.startswith(f"{part}.")})
-    if isinstance(vlm.bridge, QueryBridge):
-        vlm.bridge.start = "random"  # what was learned does not begin again
     vlm.eye_trained = eye_weights
     if eye_weights:
         parts["eye"].requires_grad_(True)

@@ -21,7 +21,8 @@ from regard.vlm.bridges.bridge import Bridge, Bridged, Reader
 
 class QueryBridge(Bridge):
     """queries: how many there are. depth, heads, inner: of the Q-Former, its hidden width being 4 x inner. inner: its
-    width, `dim` by default. start: "random", or "vision": `begin` sets the queries from features.
+    width, `dim` by default. start: "random", or "vision": `begin` sets the queries from features; began:
+    whether it has.
     """
 
     name = "qformer"
@@ -38,7 +39,7 @@ class QueryBridge(Bridge):
     ) -> None:
         super().__init__(width, dim)
         inner = inner or dim
-        self.most, self.start = queries, start
+        self.most, self.start, self.began = queries, start, False
         self.read = Reader(width, inner)
         self.former = QFormer(inner, heads, depth, 4 * inner, encoder_dim=inner, queries=queries)
         self.out = nn.Linear(inner, dim)
@@ -53,6 +54,7 @@ class QueryBridge(Bridge):
         count = len(self.former.queries)
         if len(read) < count:
             raise ShapeError(f"{count} queries cannot begin with {len(read)} tokens: give more images")
+        self.began = True
         drawn = read[torch.linspace(0, len(read) - 1, count).round().long()]
         self.former.queries.copy_((drawn - drawn.mean(dim=0)) / drawn.std().clamp(min=1e-6) * 0.02)
 
