@@ -91,6 +91,20 @@ def test_pairs_are_few_and_different_and_images_of_known_sizes(scenes: list[aske
             assert bool(pair.targets) == (pair.answer != "no")
 
 
+def test_nothing_is_asked_twice_however_much_is_asked():
+    for split in ("train", "new"):
+        stock = made_up(split)
+        for index in range(6):
+            pairs = asked.make(stock, index, pairs=(40, 40)).pairs
+            vain = [tuple(wording.named(pair.question)) for pair in pairs if pair.answer == "no"]
+            there = [(pair.kind, *map(id, pair.targets)) for pair in pairs if pair.targets]
+            assert len(set(vain)) == len(vain)
+            assert len(set(there)) == len(there)
+            for pair in pairs:
+                if pair.kind in ("what", "next"):
+                    assert [thing.name for thing in pair.answered] == [pair.answer]
+
+
 def test_things_lie_where_the_picture_changed_and_apart():
     plain = Image.new("RGB", (640, 640), (128, 140, 120))
     stock = made_up(photo=plain)

@@ -14,6 +14,8 @@ from regard.bench import pocket as made_pocket
 from regard.bench.tasks.asked.wording import KINDS
 from regard.bench.tasks.seen import Sight, Sights
 from regard.errors import BudgetError, DataError, ModelError
+from regard.eyes.pocket import PocketEye
+from regard.relevance.realizer import Realizer
 from regard.train.checkpoint import LAST, Checkpoint
 from regard.train.guide import GUIDE
 from regard.train.loop import Recipe
@@ -46,6 +48,7 @@ def sights(count: int = 6, side: int = 12) -> Sights:
                 torch.randn(side**2, 12, generator=generator).half(),
                 torch.randn(2, 12, generator=generator),
                 torch.zeros(2, side**2).half(),
+                torch.zeros(2, side**2).half(),
                 [KINDS[place % 8], KINDS[1]],
                 ["where is the fox?", "is the fox left?"],
                 answers,
@@ -73,20 +76,23 @@ def test_words_digits_and_marks_are_tokens(model):
 
 
 def test_an_answer_is_right_where_greedy_generation_says_it(model):
+    """Of a decoder that learned three answers; then another is wanted, and one that goes on."""
     batch = sights().batch([(0, 0), (1, 1), (2, 0)])
-    vlm = model.vlm("relevance")
+    learned = deepcopy(model)
+    vlm = learned.vlm("relevance")
+    optimizer = torch.optim.AdamW(learned.decoder.requires_grad_(True).parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        taught(vlm, batch, 16)[0].backward()
+        optimizer.step()
+    learned.requires_grad_(False)
     prompts = interleaved(vlm.tokenizer, [IMAGE + ask for ask in batch.asks], [1] * 3)
-    ids = vlm.generate(prompts, batch.tokens, batch.question, 16, max_new_tokens=3, do_sample=False)
-    said = vlm.tokenizer.batch_decode(ids, skip_special_tokens=False)
-    for row, text in enumerate(said):
-        words = text.split("</s>")[0].split()
-        if "</s>" in text and words and not any(word.startswith("<") for word in words):
-            batch.answers[row] = " ".join(words)
-        else:
-            batch.answers[row] = "left right"
-    _, right = taught(vlm, batch, 16)
-    for row, text in enumerate(said):
-        assert bool(right[row]) == (text.startswith(f"{batch.answers[row]} </s>") or text == batch.answers[row])
+    ids = vlm.generate(prompts, batch.tokens, batch.question, 16, max_new_tokens=4, do_sample=False)
+    said = [text.split(" </s>")[0] for text in vlm.tokenizer.batch_decode(ids, skip_special_tokens=False)]
+    assert said == batch.answers
+    assert taught(vlm, batch, 16)[1].all()
+    batch.answers[1:] = ["fox", f"{said[2]} right"]
+    assert taught(vlm, batch, 16)[1].tolist() == [True, False, False]
 
 
 def test_a_run_goes_on_as_it_would_have(tmp_path):
@@ -107,11 +113,20 @@ def test_a_run_is_of_its_scenes_alone(tmp_path):
     data = sights()
     train(WORDS, data, Recipe(1, batch=4), tmp_path)
     told = data.scenes[0]._replace(answers=["no", "no"])
-    seen = data.scenes[0]._replace(features=data.scenes[0].features + 1)
-    for scene in (told, seen):
-        other = Sights((scene, *data.scenes[1:]), data.reference)
+    parts = ("features", "aligned", "questions", "covered", "answered")
+    seen = [data.scenes[0]._replace(**{part: getattr(data.scenes[0], part) + 1}) for part in parts]
+    others = [Sights((scene, *data.scenes[1:]), data.reference) for scene in (told, *seen)]
+    for other in (*others, Sights(data.scenes, data.reference + 1)):
         with pytest.raises(DataError, match="holds a run with scenes"):
             train(WORDS, other, Recipe(1, batch=4), tmp_path)
+
+
+def test_a_run_is_of_what_relevance_learned_for_the_eye(tmp_path, monkeypatch):
+    data = sights()
+    train(WORDS, data, Recipe(1, batch=4), tmp_path)
+    monkeypatch.setattr(PocketEye, "realizer", Realizer())
+    with pytest.raises(DataError, match="holds a run with realizer"):
+        train(WORDS, data, Recipe(1, batch=4), tmp_path)
 
 
 def seen_of(model: Pocket, kinds: list[str], covered: torch.Tensor):

@@ -91,7 +91,7 @@ def scene(split: str, index: int, pairs: tuple[int, int] = PAIRS) -> Asked:
 def made(tmp_path, monkeypatch):
     monkeypatch.setattr(encoded, "asked", scene)
     monkeypatch.setattr(encoded, "CHUNK", 4)
-    return lambda: seen.seen(Toy(), "train", 8, tmp_path)
+    return lambda: seen.seen(Toy(), "train", range(8), tmp_path)
 
 
 def test_what_was_kept_is_what_the_eye_sees(made):
@@ -106,6 +106,33 @@ def test_what_was_kept_is_what_the_eye_sees(made):
     assert batch.covered[0].nonzero()[:, 0].tolist() == [15, 16, 22, 23]
     assert batch.covered[0, 16] == 0.5
     assert not batch.covered[1].any()
+    assert torch.equal(batch.answered, batch.covered)
+
+
+def test_what_a_thing_is_found_by_is_not_what_the_answer_is_about(tmp_path, monkeypatch):
+    """The kite is beside the fox, which is asked for."""
+
+    def beside(split: str, index: int, pairs: tuple[int, int] = PAIRS) -> Asked:
+        whole = scene(split, index)
+        kite = Thing("cutout", "kite", "x", "", "", (128, 0, 192, 32), np.ones((32, 64), bool))
+        things = (*whole.things, kite)
+        return whole._replace(things=things, pairs=(Pair("next", "what is left of the kite?", "fox", things),))
+
+    monkeypatch.setattr(encoded, "asked", beside)
+    monkeypatch.setattr(encoded, "CHUNK", 2)
+    batch = seen.seen(Toy(), "train", range(2), tmp_path).batch([(0, 0)])
+    assert batch.covered[0].nonzero()[:, 0].tolist() == [4, 5, 13, 14, 19, 20]
+    assert batch.answered[0].nonzero()[:, 0].tolist() == [13, 14, 19, 20]
+
+
+def test_scenes_far_behind_are_in_files_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(encoded, "asked", scene)
+    monkeypatch.setattr(encoded, "CHUNK", 2)
+    far = seen.seen(Toy(), "train", range(1004, 1007), tmp_path)
+    assert len(far.scenes) == 3
+    tokens = Toy().see(scene("train", 1006).image)
+    torch.testing.assert_close(far.scenes[2].features.float(), tokens.features[0], atol=1e-3, rtol=1e-3)
+    assert not (tmp_path / "train-00000.json").exists()
 
 
 def test_the_references_are_in_the_space_of_the_tokens(made):
@@ -126,7 +153,7 @@ def test_scenes_to_train_with_are_asked_more(tmp_path, monkeypatch):
     monkeypatch.setattr(encoded, "asked", noted)
     monkeypatch.setattr(encoded, "CHUNK", 1)
     for split in ("train", "val"):
-        whole = seen.seen(Toy(), split, 1, tmp_path)
+        whole = seen.seen(Toy(), split, range(1), tmp_path)
         assert whole.texts("exists") == [("is there a fox?", "yes")]
     assert wanted == [encoded.MANY, PAIRS]
 
@@ -152,14 +179,16 @@ def test_scenes_are_encoded_once_and_sorted_by_their_grids(made, tmp_path, monke
 
 
 def test_things_are_named_by_what_is_asked_and_answered():
-    covered = torch.zeros(3, 4)
-    covered[0, 1], covered[1, 2], covered[2, 3] = 0.9, 0.5, 0.3
+    covered, answered = torch.ones(3, 4), torch.zeros(3, 4)
+    answered[0, 1], answered[1, 2], answered[2, 3] = 0.9, 0.5, 0.3
     asks, answers = (
         ["where is the fox?", "what is next to the kite?", "where is the drum?"],
         ["top left", "cup", "center"],
     )
     features = torch.arange(4.0)[:, None].expand(4, 2).half()
-    scene = Sight(2, features, features, torch.zeros(3, 2), covered, ["where", "what", "where"], asks, answers)
+    scene = Sight(
+        2, features, features, torch.zeros(3, 2), covered, answered, ["where", "what", "where"], asks, answers
+    )
     things = Sights((scene,), torch.zeros(1, 2)).things()
     assert things.said == ["fox top left", "cup"], "the drum fills too little; a kite is beside what is meant"
     assert things.features[:, 0].tolist() == [1, 2]

@@ -1,6 +1,6 @@
 """What the pocket model is made from: its eye's weights, and the scenes that it learns from and is tested on.
 
-`python -m regard.bench.pocket eye` makes the eye's weights, from scenes that nothing else uses, and
+`python -m regard.bench.pocket eye` makes the eye's weights, from scenes that no answer is learned from, and
 `python -m regard.bench.pocket scenes DIR` keeps the scenes in a folder, as the eye sees them. From those to train with
 `python -m regard.bench.pocket grounding DIR RUN` makes the eye's grounding. A run of `regard train pocket` becomes the
 package's by `python -m regard.bench.pocket export RUN`.
@@ -33,7 +33,7 @@ from regard.train.loop import Recipe, Tell
 from regard.train.pocket import train
 from regard.vlm.pocket import FOLDER, Pocket, pocket
 
-SCENES = {"train": 2500, "val": 400, "test": 600, "new": 300}
+SCENES = {"train": range(2500), "val": range(400), "test": range(600), "new": range(300)}
 GROUNDED = Recipe(6, batch=16, rate=2e-3, decay=0.1, warmup=1)
 _FITTED = range(100_000, 100_160)  # scenes of training, far behind those that are learned from
 
@@ -55,13 +55,13 @@ def fit_grounding(folder: Path, run: Path, told: Told = print) -> None:
     given, others = (encoded(eye, split, SCENES[split], folder, told) for split in ("train", "val"))
 
     def tell(epoch: int, samples: int, loss: float, right: float) -> None:
-        if samples == SCENES["train"]:
+        if samples == len(given):
             told(f"epoch {epoch} of {GROUNDED.epochs}: loss {loss:.3f}, {100 * right:.1f} % found")
 
     model = grounding.train(given, GROUNDED, run, tell)
     told(f"of the scenes to validate with: {100 * hits(model, others):.1f} % found")
     write_whole(GROUNDING, save(_named("grounding.", model)))  # by which they can be seen in its space
-    sights = seen(eye, "val", SCENES["val"], folder)
+    sights = seen(eye, "train", _FITTED[:100], folder, told)
     batches = [sights.batch(side[at : at + 64]) for side in sights.sides() for at in range(0, len(side), 64)]
     realizer = grounding.realizer(batches)
     write_whole(GROUNDING, save({**_named("grounding.", model), **_named("realizer.", realizer)}))

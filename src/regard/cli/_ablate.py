@@ -110,7 +110,7 @@ class _Loaded:
         from regard.bench.tasks.seen import seen
 
         assert self.pocket is not None
-        return Scenes(self.model, seen(self.pocket.eye, "val", count, folder, stage), self.budget)
+        return Scenes(self.model, seen(self.pocket.eye, "val", range(count), folder, stage), self.budget)
 
     def of_rows(self, file: Path, count: int, settled: bool) -> Any:
         from regard.doctor.answers import Task

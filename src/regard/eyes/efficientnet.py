@@ -20,7 +20,7 @@ _STAGES = ((1, 1, 1, 16), (2, 2, 6, 24), (2, 2, 6, 40), (3, 2, 6, 80), (3, 1, 6,
 _EARLY = 5  # blocks up to stride 8
 MIDDLE = 11  # blocks up to the last of stride 16, of 112 channels
 _HALO = 64  # pixels of context above and below a strip; an early cell sees 33
-_STRIP = 1 << 20  # pixels
+_STRIP = 1 << 18  # pixels
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import inspect
 import json
 import os
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -161,3 +161,11 @@ def looker(path: str | os.PathLike) -> tuple[Looker, tuple[str, ...]]:
                 state.restore(model)
                 return model.eval(), state.labels
     raise ModelError(f"{str(path)!r} is of the mechanism {state.kind!r}, which this version of regard does not know")
+
+
+def digest(parts: Iterable[Any]) -> str:
+    """What tells tensors and words from others."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part.numpy().tobytes() if isinstance(part, Tensor) else json.dumps(part).encode())
+    return total.hexdigest()[:16]

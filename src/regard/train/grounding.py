@@ -5,7 +5,7 @@
 c_i is how much of token i the answer's things fill, by the most of all; where nothing shows, the last place is meant,
 "nowhere". r_i is how much of the classes that are meant the token shows, which needs no learning.
 
-Then, from scenes that were not learned from, the few parameters of relevance (`realizer`): loss = - log sum_i c_i f_i,
+Then, from other scenes to train with, the few parameters of relevance (`realizer`): loss = - log sum_i c_i f_i,
 f the field, sum 1.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from regard.eyes.grounding import Grounding
 from regard.relevance.realizer import Realizer
 from regard.tokens import Question, VisualTokens, grid_boxes
-from regard.train.checkpoint import Checkpoint
+from regard.train.checkpoint import Checkpoint, digest
 from regard.train.guide import drawn
 from regard.train.loop import Recipe, Tell, fit, settings, silent
 
@@ -71,9 +71,15 @@ def train(scenes: Sequence[Scene], recipe: Recipe, folder: Path, tell: Tell = si
         right = covered.gather(1, logits.argmax(dim=1, keepdim=True)) > SHOWN
         return grounded(logits, covered), right.double().mean() * len(index)
 
-    about = Checkpoint("grounding", {}, settings(recipe, scenes=len(scenes)), [])
+    about = Checkpoint(
+        "grounding", {}, settings(recipe, scenes=digest(part for scene in scenes for part in _learned_from(scene))), []
+    )
     fit(model, step, len(scenes), recipe, folder, about, tell)
     return model
+
+
+def _learned_from(scene: Scene) -> tuple[Tensor, ...]:
+    return scene.features, scene.classes, scene.questions, scene.heard, scene.covered
 
 
 def found(model: Grounding, scenes: Sequence[Scene]) -> Float[Tensor, "q n"]:

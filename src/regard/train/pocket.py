@@ -31,7 +31,7 @@ from torch import Tensor
 
 from regard.allocation import Allocation
 from regard.tokens import VisualTokens
-from regard.train.checkpoint import LAST, Checkpoint
+from regard.train.checkpoint import LAST, Checkpoint, digest
 from regard.train.grounding import Batch as Placed
 from regard.train.guide import GUIDE, drawn
 from regard.train.loop import Recipe, Tell, fit, settings, silent
@@ -61,7 +61,10 @@ _FEWER = 4  # times smaller batches of all tokens
 
 
 class Batch(Placed, Protocol):
-    """With words."""
+    """With words. answered: (B, N), how much of each token the things fill that the answer is about."""
+
+    @property
+    def answered(self) -> Tensor: ...
 
     @property
     def asks(self) -> list[str]: ...
@@ -137,7 +140,10 @@ def train(words: Iterable[str], scenes: Scenes, recipe: Recipe, folder: Path, te
     if not (folder / LAST).exists():
         repeated(model, scenes.texts("missing"), recipe.seed)
         named(model, scenes.things(), recipe.seed)
-    about = Checkpoint("pocket", {"words": words}, settings(recipe, scenes=scenes.digest(), join=JOIN), [])
+    realizer = digest(model.eye.realizer.state_dict().values())
+    about = Checkpoint(
+        "pocket", {"words": words}, settings(recipe, scenes=scenes.digest(), realizer=realizer, join=JOIN), []
+    )
     fit(model, step, sum(map(len, scenes.sides())), recipe, folder, about, tell)
     decoder.set_attn_implementation("sdpa")
     return model
@@ -218,7 +224,7 @@ def grounded(vlm: VLM, batch: Batch, budget: int | None) -> tuple[Tensor, Bool[T
         output = vlm(prompts, batch.tokens, batch.question, budget)
     loss, reading = output.loss, output.bridged.reading
     if isinstance(reading, Allocation):
-        covered = (reading.matrix() @ batch.covered[..., None])[..., 0]
+        covered = (reading.matrix() @ batch.answered[..., None])[..., 0]
         loss = loss + sum(grounding(vlm, seen, covered[output.bridged.mask], batch.kinds))
     return loss, _right(output, prompts)
 

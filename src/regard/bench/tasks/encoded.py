@@ -7,6 +7,8 @@ far more than what is asked, so scenes to train with are asked much.
 """
 
 import json
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -31,8 +33,8 @@ CHUNK = 50  # scenes of a file
 MANY = (40, 40)  # questions of a scene to train with, where there are so many
 FIELDS = {"kinds": "kind", "asks": "question", "answers": "answer"}  # of a scene, and of its pairs
 
-_PARTS = ("features", "classes", "questions", "heard", "covered")
-_HALF = ("features", "classes", "covered")  # in 16 bits
+_PARTS = ("features", "classes", "questions", "heard", "covered", "answered")
+_HALF = ("features", "classes", "covered", "answered")  # in 16 bits
 
 
 class Eye(Protocol):
@@ -60,8 +62,9 @@ class Eye(Protocol):
 
 class Encoded(NamedTuple):
     """A scene as it is kept. features: (N, D) and classes: (N, E), on a grid of side x side. questions: (Q, E), as
-    classes; heard: (Q, S), as sentences. covered: (Q, N), how much of each token's box the answer's things fill.
-    kinds, asks, answers: of each question. features, classes and covered are float16.
+    classes; heard: (Q, S), as sentences. covered: (Q, N), how much of each token's box the things fill that
+    the answer needs; answered: those alone that it is about. kinds, asks, answers: of each question. features, classes,
+    covered and answered are float16.
     """
 
     side: int
@@ -70,6 +73,7 @@ class Encoded(NamedTuple):
     questions: Tensor
     heard: Tensor
     covered: Tensor
+    answered: Tensor
     kinds: list[str]
     asks: list[str]
     answers: list[str]
@@ -80,21 +84,22 @@ def pairs_of(split: str) -> tuple[int, int]:
     return MANY if split == "train" else PAIRS
 
 
-def encoded(eye: Eye, split: str, count: int, folder: Path, told: Told | None = None) -> list[Encoded]:
+def encoded(eye: Eye, split: str, indices: range, folder: Path, told: Told | None = None) -> list[Encoded]:
     """As `seen`, before any grounding."""
-    basis, pairs = basis_of(eye), pairs_of(split)
+    basis, hear = basis_of(eye), cache(eye.hear)
     scenes: list[Encoded] = []
-    for start in range(0, count, CHUNK):
+    for start in indices[::CHUNK]:
         path = folder / f"{split}-{start:05d}.safetensors"
         if not path.exists() or not path.with_suffix(".json").exists():
-            _encode(eye, split, start, path, basis, pairs)
+            _encode(eye, split, start, path, basis, hear)
         scenes += _loaded(path)
         if told:
-            told(f"encode the {split} scenes: {min(start + CHUNK, count)} of {count}")
-    return scenes[:count]
+            told(f"encode the {split} scenes: {min(len(scenes), len(indices))} of {len(indices)}")
+    return scenes[: len(indices)]
 
 
-def _encode(eye: Eye, split: str, start: int, path: Path, basis: Tensor, pairs: tuple[int, int]) -> None:
+def _encode(eye: Eye, split: str, start: int, path: Path, basis: Tensor, hear: Callable[[str], Tensor]) -> None:
+    pairs = pairs_of(split)
     tensors: dict[str, Tensor] = {}
     texts = []
     for index in range(start, start + CHUNK):
@@ -102,10 +107,11 @@ def _encode(eye: Eye, split: str, start: int, path: Path, basis: Tensor, pairs: 
         tokens = eye.see(scene.image)
         assert tokens.grid is not None
         assert tokens.aligned is not None
-        heard = torch.stack([eye.hear(pair.question) for pair in scene.pairs])
+        heard = torch.stack([hear(pair.question) for pair in scene.pairs])
         classes, questions = compacted(tokens.aligned[0], eye.classes_of(heard), basis, pairs[1])
-        covered = np.stack([_covered(pair.targets, scene.image.width, tokens.grid[2]) for pair in scene.pairs])
-        parts = (tokens.features[0], classes, questions, heard, torch.from_numpy(covered))
+        size = (scene.image.width, tokens.grid[2])
+        places = [_covered([getattr(pair, of) for pair in scene.pairs], *size) for of in ("targets", "answered")]
+        parts = (tokens.features[0], classes, questions, heard, *places)
         for name, value in zip(_PARTS, parts, strict=True):
             tensors[f"{index}.{name}"] = (value.half() if name in _HALF else value).contiguous()
         texts.append({"side": tokens.grid[2], **{n: [getattr(p, k) for p in scene.pairs] for n, k in FIELDS.items()}})
@@ -123,11 +129,13 @@ def _loaded(path: Path) -> list[Encoded]:
         raise DataError(f"{str(path)!r} cannot be read, it may be cut short: remove it ({error})") from error
 
 
-def _covered(targets: tuple[Thing, ...], side: int, grid: int) -> np.ndarray:
-    """The part of each of grid x grid cells that the things fill, (N,)."""
+def _covered(things: Sequence[tuple[Thing, ...]], side: int, grid: int) -> Float[Tensor, "q n"]:
+    """The part of each of grid x grid cells that each question's things fill, (Q, N)."""
     cell = -(-side // grid)
-    whole = np.pad(whole_masks(targets, side).any(axis=0), (0, grid * cell - side))
-    return whole.reshape(grid, cell, grid, cell).mean(axis=(1, 3), dtype=np.float32).reshape(-1)
+    whole = np.zeros((len(things), grid * cell, grid * cell), dtype=bool)
+    for place, of in enumerate(things):
+        whole[place, :side, :side] = whole_masks(of, side).any(axis=0)
+    return torch.from_numpy(whole.reshape(-1, grid, cell, grid, cell).mean(axis=(2, 4), dtype=np.float32)).flatten(1)
 
 
 def compacted(

@@ -3,23 +3,22 @@
 That is added when files are read, so that it can be learned from them.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regard.bench.tasks.asked.wording import taken
+from regard.bench.tasks.asked.wording import named
 from regard.bench.tasks.asked.wording import tokens as tokens_of
 from regard.bench.tasks.encoded import FIELDS, Encoded, Eye, basis_of, encoded, pairs_of
 from regard.bench.tasks.fetching import Told
 from regard.tokens import Question, VisualTokens, grid_boxes
+from regard.train.checkpoint import digest
 from regard.train.pocket import NAMED, Things
 
 _OF_OTHERS = ("what", "next", "missing")  # kinds whose question names another thing than the answer's
@@ -28,8 +27,7 @@ _MOSTLY = 0.4  # of a token, that a thing fills
 
 class Sight(NamedTuple):
     """A scene as an eye saw it. features: (N, D) and aligned: (N, E), on a grid of side x side. questions: (Q, E).
-    covered: (Q, N), how much of each token's box the answer's things fill. kinds, asks, answers: of each question. All
-    float16, but for questions.
+    covered, answered: (Q, N), kinds, asks, answers: as `Encoded`. All float16, but for questions.
     """
 
     side: int
@@ -37,6 +35,7 @@ class Sight(NamedTuple):
     aligned: Tensor
     questions: Tensor
     covered: Tensor
+    answered: Tensor
     kinds: list[str]
     asks: list[str]
     answers: list[str]
@@ -44,11 +43,12 @@ class Sight(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Questions about scenes of one grid. tokens: of each question's scene; covered: (B, N), where its answer is."""
+    """Questions about scenes of one grid. tokens: of each question's scene; covered, answered: (B, N), as `Encoded`."""
 
     tokens: VisualTokens
     question: Question
     covered: Float[Tensor, "b n"]
+    answered: Float[Tensor, "b n"]
     kinds: list[str]
     asks: list[str]
     answers: list[str]
@@ -70,12 +70,15 @@ class Sights:
             (side, side),
             aligned=torch.stack([one.aligned for one in several]).float(),
         )
-        asks = torch.stack([one.questions[turn] for one, (_, turn) in zip(several, places, strict=True)])
+
+        def of(name: str) -> list[Any]:
+            return [getattr(one, name)[turn] for one, (_, turn) in zip(several, places, strict=True)]
+
         return Batch(
             tokens,
-            Question(asks.float()[:, None], reference=self.reference),
-            torch.stack([one.covered[turn] for one, (_, turn) in zip(several, places, strict=True)]).float(),
-            *([getattr(one, name)[turn] for one, (_, turn) in zip(several, places, strict=True)] for name in FIELDS),
+            Question(torch.stack(of("questions")).float()[:, None], reference=self.reference),
+            *(torch.stack(of(name)).float() for name in ("covered", "answered")),
+            *(of(name) for name in FIELDS),
         )
 
     def sides(self, *kinds: str) -> list[list[tuple[int, int]]]:
@@ -87,13 +90,13 @@ class Sights:
         return [by[side] for side in sorted(by)]
 
     def things(self) -> Things:
-        """The tokens that are mostly of what a question is about, and its names, colours and words."""
-        common, features, boxes, said = taken(), [], [], []
+        """The tokens that are mostly of what an answer is about, and its names, colours and words."""
+        features, boxes, said = [], [], []
         for scene in self.scenes:
             for turn, kind in enumerate(scene.kinds):
-                words = [word for word in tokens_of(scene.asks[turn]) if word not in common and kind not in _OF_OTHERS]
+                words = [] if kind in _OF_OTHERS else named(scene.asks[turn])
                 words += tokens_of(scene.answers[turn]) if kind in NAMED else []
-                there = (scene.covered[turn] > _MOSTLY).nonzero()[:, 0]
+                there = (scene.answered[turn] > _MOSTLY).nonzero()[:, 0]
                 if words:
                     features.append(scene.features[there])
                     boxes.append(cells(scene.side)[there])
@@ -110,17 +113,13 @@ class Sights:
         ]
 
     def digest(self) -> str:
-        """Of all that can be learned from: questions, answers and what the eye saw."""
-        whole = hashlib.sha256()
-        for scene in self.scenes:
-            whole.update(json.dumps([scene.side, scene.asks, scene.answers]).encode())
-            whole.update(scene.features.numpy().tobytes())
-        return whole.hexdigest()[:16]
+        """Of all that is learned from: what was asked and answered, and what the eye saw and heard."""
+        return digest((*(part for scene in self.scenes for part in scene), self.reference))
 
 
-def seen(eye: Eye, split: str, count: int, folder: Path, told: Told | None = None) -> Sights:
-    """The first scenes of a split, encoded where the folder has them not. Raises DataError."""
-    whole = encoded(eye, split, count, folder, told)
+def seen(eye: Eye, split: str, indices: range, folder: Path, told: Told | None = None) -> Sights:
+    """Scenes of a split, encoded where the folder has them not, 50 at once. Raises DataError."""
+    whole = encoded(eye, split, indices, folder, told)
     return Sights(tuple(_grounded(eye, one) for one in whole), _reference(eye, pairs_of(split)[1]))
 
 
@@ -130,7 +129,9 @@ def _grounded(eye: Eye, one: Encoded) -> Sight:
     found = eye.grounding.tokens(one.features[None].float(), cells(one.side)[None])[0]
     asked_for = eye.grounding.questions(one.heard)
     aligned, questions = torch.cat((one.classes, found.half()), dim=1), torch.cat((one.questions, asked_for), dim=1)
-    return Sight(one.side, one.features, aligned, questions, one.covered, one.kinds, one.asks, one.answers)
+    return Sight(
+        one.side, one.features, aligned, questions, one.covered, one.answered, one.kinds, one.asks, one.answers
+    )
 
 
 @cache

@@ -137,8 +137,7 @@ def _pairs(rng: np.random.Generator, made: Made, most: tuple[int, int], new: boo
     for place in rng.permutation(len(kinds)):
         pair = MAKERS[kinds[place]](rng, made)
         if pair is not None and len(pairs) < wanted:
-            about = pair.question if pair.kind == "exists" else tuple(id(thing) for thing in pair.targets)
-            pairs.setdefault((pair.kind, about), pair)
+            pairs.setdefault((pair.kind, pair.about), pair)
     return tuple(pairs.values())
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from regard.bench.tasks.asked.layout import Thing, place_of
-from regard.bench.tasks.asked.wording import NUMBERS, PLACES, SIDES, put
+from regard.bench.tasks.asked.wording import NUMBERS, PLACES, SIDES, named, put
 from regard.bench.tasks.cutouts import one, plural
 
 CLEAR = 1.35  # so many times as far as the nearest thing is the next, where the nearest is asked for
@@ -24,6 +24,16 @@ class Pair(NamedTuple):
     question: str
     answer: str
     targets: tuple[Thing, ...]
+
+    @property
+    def answered(self) -> tuple[Thing, ...]:
+        """Those that the answer is about, not such as it is found by."""
+        return self.targets[:1] if self.kind in ("what", "next") else self.targets
+
+    @property
+    def about(self) -> tuple[str | int, ...]:
+        """What no other question of its kind and scene may have: its things, or the words that name none."""
+        return tuple(map(id, self.targets)) or tuple(named(self.question))
 
 
 class Made(NamedTuple):

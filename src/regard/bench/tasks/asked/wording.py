@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import cache
 
 import numpy as np
 
@@ -91,11 +92,18 @@ def tokens(text: str) -> list[str]:
     return re.findall(r"[a-z]+(?:-[a-z]+)*|[0-9]|[?.,:]", text.lower())
 
 
-def taken() -> set[str]:
+def named(text: str) -> list[str]:
+    """The words of a question that name things."""
+    common = taken()
+    return [word for word in tokens(text) if word not in common]
+
+
+@cache
+def taken() -> frozenset[str]:
     """The words that questions and answers have besides the names of things and their plurals."""
     ways = " ".join(re.sub(r"{\w+}", " ", way) for of in _PUT.values() for way in of)
     fillers = (*_OTHERS, *PLACES, *NUMBERS, *COLOURS, *SHAPES, *WORDS, *"0123456789")
-    return {*tokens(ways), *tokens(" ".join(fillers))}
+    return frozenset((*tokens(ways), *tokens(" ".join(fillers))))
 
 
 def closed(names: Iterable[str]) -> tuple[str, ...]:
