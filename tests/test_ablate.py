@@ -263,11 +263,23 @@ def test_what_is_not_there_is_said(models):
         ({"image": "a.png", "answer": "yes"}, "row 1 must have image, question and answer: it has image, answer"),
         ({"image": "a.png", "question": "is it?", "answer": " "}, "question and answer of row 1 must be words"),
         ("a cat", "it has str"),
+        ({"image": None, "question": "is it?", "answer": "yes"}, "the image of row 1 must be a path.*got nothing"),
+        ({"image": [b"x", 3], "question": "is it?", "answer": "yes"}, "a path, bytes or a picture, got int"),
+        ({"image": {"bytes": None}, "question": "is it?", "answer": "yes"}, "a picture, got nothing"),
     ]:
         with pytest.raises(DataError, match=words):
             rows_of([row])  # pyright: ignore
     with pytest.raises(ModelError, match="Linear is no model of Hugging Face and no regard.VLM"):
         regard.doctor.ablate(nn.Linear(3, 3), [Row("a.png", "is it?", "yes")])
+
+
+def test_rows_of_datasets_and_copies_of_a_picture():
+    picture = Image.effect_noise((9, 7), 50)
+    both = [picture, picture.copy(), picture.rotate(180)]
+    same, copy, other = (row.key for row in rows_of([{"image": i, "question": "?", "answer": "a"} for i in both]))
+    assert same == copy != other
+    (row,) = rows_of([{"image": [{"bytes": b"x"}, {"path": "a.png"}], "question": "?", "answer": "a"}])
+    assert row.images == [b"x", "a.png"]
 
 
 def test_attention_that_cannot_be_reached(models):

@@ -11,6 +11,7 @@ import threading
 from dataclasses import replace
 from importlib import util
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,6 +133,27 @@ def test_a_question_is_measured_once_and_dials_hold_what_they_are_given(desk, se
         assert f"<output>{scope:.2f}, fixed</output>" in panels["why"]
         maps.append(picture_of(panels["left"]))
     assert np.abs(maps[0] - maps[1]).mean() > 1
+
+
+def test_a_late_answer_brings_no_picture_back(desk):
+    """What only opens a picture says which is open; a question about another picture is heard anew."""
+    import gradio as gr
+
+    from regard.app.page import _asking, _looking, _Wires
+
+    with gr.Blocks():
+        wires = _Wires(SimpleNamespace(desk=desk), _asking((), True), {**_looking(), "photo": gr.HTML()})  # pyright: ignore
+    first, second = (desk.opened(sample.path)[0].sight for sample in SAMPLES[:2])
+    said = ("where is the cat?", 16, "pocket", "relevance", "grid", [], 0.5, 0.5, 0.5)
+    several = [*wires.press(first, None, *said), *wires.every(first, None, *said)]
+    assert all(values[0] == gr.skip() for values in several), "which picture is open stays"
+    heard = several[0][1]
+    assert heard.sight is first
+    assert desk.heard(Session(first, heard), said[0]) is heard
+    assert desk.heard(Session(second, heard), said[0]).sight is second
+    opening = list(wires.pick(SAMPLES[1].title))[-1]
+    assert opening[0] is second
+    assert opening[1] is None
 
 
 def test_reasons_name_the_ways_the_poles_and_what_pulls(desk, session):

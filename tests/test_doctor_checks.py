@@ -254,6 +254,17 @@ def test_a_scale_that_is_of_the_width(models):
         assert "scales by 0.1768, and heads of 8 by 0.3536" in evidence
 
 
+def test_a_scale_that_yarn_stretches(models):
+    """DeepSeek-V3's: (0.1 ln 40 + 1)^2 of the usual."""
+    model = deepcopy(models("llava"))
+    config = model.config.text_config
+    for layer in model.model.language_model.layers:
+        layer.self_attn.scaling = 8**-0.5 * 1.3688879454113936**2
+    assert "scales by 0.6625, and heads of 8 by 0.3536" in one("heads", model, tiny_vlms.inputs("llava", [1]))
+    config.rope_parameters = {**config.rope_parameters, "mscale_all_dim": 1.0, "factor": 40}
+    assert not found("heads", model, tiny_vlms.inputs("llava", [1]))
+
+
 def test_query_heads_that_are_paired_in_turn(models, monkeypatch):
     monkeypatch.setattr(sdpa_attention, "repeat_kv", lambda x, times: x.repeat(1, times, 1, 1))
     monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", lambda *args: False)

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -212,6 +213,31 @@ def test_a_model_attends_as_if_it_were_its_own(models, kernel):
     assert torch.equal(said, other.generate(**inputs, **greedy))
     assert sum(done.after) < sum(done.before)
     assert torch.equal(model(**inputs).logits, plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_a_cache_that_forgets_moves_what_it_would_not_have_forgotten(kernel):
+    """Windows of 30 in a prompt of 58: while it answers, the cache's first column is another each time."""
+    parts = tiny_vlms.parts("llava")
+    window = {"model_type": "mistral", "sliding_window": 30, "use_sliding_window": True}
+    config = transformers.LlavaConfig(**{**parts, "text_config": {**parts["text_config"], **window}})
+    torch.manual_seed(0)
+    made = transformers.LlavaForConditionalGeneration._from_config(config, attn_implementation=kernel).eval()
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None
+    made.generation_config.suppress_tokens = [tiny_vlms.IMAGE]
+    inputs, columns = tiny_vlms.inputs("llava", [1]), (0, 20, 30, 45)
+    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "output_logits": True}
+    answers = []
+    for cached in (True, False):
+        with within(Case(made, inputs), Sinks((), (0.0, 0), columns, None), 0.9, 0.1, 0.01) as done:
+            whole = made.generate(**inputs, **options, use_cache=cached, return_dict_in_generate=True)
+        answers.append(torch.stack(whole.logits))
+        assert sum(done.after) < sum(done.before)
+    plain = made.generate(**inputs, **options, return_dict_in_generate=True)
+    assert (answers[0] - torch.stack(plain.logits)).abs().max() > 0.01
+    torch.testing.assert_close(*answers, atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ import torch
 import transformers
 from torch import nn
 
-from regard.doctor import Watch
+from regard.doctor import Watch, training
+from regard.doctor.training import _bits, _sample
 from regard.errors import ModelError
 from regard.train.bridge import train
 from regard.train.settings import Recipe
@@ -56,6 +57,28 @@ def test_a_training_that_goes_well():
     assert lines == [] == watch.findings
     assert set(watch.ratios) == {"vision", "language.weight"}
     assert all(1e-4 < ratio < 0.02 for ratio in watch.ratios.values())
+
+
+def test_a_ratio_is_of_one_step_however_steps_turn():
+    model = nn.Linear(64, 64)
+    step = 1e-3 * model.weight.detach()
+    with Watch(model, every=4) as watch:
+        for turn in range(9):
+            with torch.no_grad():
+                model.weight.add_(step if turn % 2 else -step)
+            watch.step()
+    assert watch.ratios["weight"] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_samples_are_of_all_columns_and_bits_of_all_pieces(monkeypatch):
+    assert len(_sample(torch.arange(64.0).repeat(8192)).unique()) == 64
+    monkeypatch.setattr(training, "_PIECE", 7)
+    weights = torch.randn(5, 10)
+    before = _bits(weights)
+    whole = weights.flatten().view(torch.int32).long()
+    assert before == sum(int(value) * (place + 1) for place, value in enumerate(whole))
+    weights[4, 9] += 1e-6
+    assert _bits(weights) != before
 
 
 def test_frozen_weights_that_move():

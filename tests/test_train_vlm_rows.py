@@ -1,6 +1,7 @@
 """Rows and what eyes saw of them: read once, encoded once, and what is broken is counted and said."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,15 +176,19 @@ def test_another_eye_has_a_folder_of_its_own(tmp_path, team):
         def look(self, image):
             return super().look(Image.fromarray(np.asarray(image) // 2))
 
+    class Other(ToyEye):  # what it is asked in another space, alone
+        def look(self, image):
+            tokens = super().look(image)
+            return replace(tokens, aligned=tokens.features + 1)
+
     first = Seen(tmp_path, ToyEye(), team).folder
     assert Seen(tmp_path, ToyEye(), team).folder == first
-    assert Seen(tmp_path, Brighter(), team).folder != first
+    assert len({first, *(Seen(tmp_path, eye(), team).folder for eye in (Brighter, Other))}) == 3
+    assert Seen(tmp_path, Other(), team).folder == Seen(tmp_path, Other(), team).folder
     assert Seen(tmp_path, ToyEye(asked=3), team).folder != first
 
 
 def test_all_that_an_eye_gives_is_kept(tmp_path, team):
-    from dataclasses import replace
-
     class Rich(ToyEye):
         def look(self, image):
             tokens = super().look(image)

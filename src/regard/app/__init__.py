@@ -61,7 +61,11 @@ def serve(host: str = HOST, port: int | None = None, models: Sequence[str] = (),
     place, service = _free_port(host, port), Service()
     page = build(models, free=host in _LOOPBACK, service=service)
     _, address, _ = page.launch(
-        server_name=host, server_port=place, prevent_thread_lock=True, inbrowser=False, **settings()
+        server_name=f"[{host}]" if ":" in host else host,
+        server_port=place,
+        prevent_thread_lock=True,
+        inbrowser=False,
+        **settings(),
     )
     service.warm_up()
     if block:

@@ -69,8 +69,9 @@ class Desk:
         if session.sight is None:
             raise DataError(NO_PICTURE)
         (text,) = checked_questions(question)
-        if session.heard is not None and session.heard.text == text:
-            return session.heard
+        heard = session.heard
+        if heard is not None and heard.sight is session.sight and heard.text == text:
+            return heard
         return Heard.of(self.models.eye, session.sight, text)
 
     def run(self, session: Session, wish: Wish, pressed: bool = True) -> Iterator[tuple[Session, Panels]]:

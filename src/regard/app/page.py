@@ -13,6 +13,7 @@ from regard.errors import RegardError
 
 if TYPE_CHECKING:
     from regard.app.desk import Session, Wish
+    from regard.app.sight import Heard, Sight
 
 STYLE = Path(__file__).with_name("style.css")
 POCKET = "pocket"
@@ -26,6 +27,7 @@ PANELS = ("photo", "notice", "left", "right", "answers", "why", "gallery")
 _HOLD = "(held) => [held.includes('{0}') ? held : [...held, '{0}']]"  # a list of one output
 _FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 _QUIET: Any = {"show_progress": "hidden"}
+_STAYS = gr.skip()
 _LIVE: Any = {"trigger_mode": "always_last", **_QUIET}
 
 
@@ -109,12 +111,12 @@ class _Wires:
 
     def __init__(self, service: Service, controls: dict[str, Any], shown: dict[str, Any]) -> None:
         self.service, self.controls, self.shown = service, controls, shown
-        self.session = gr.State()
+        self.sight, self.heard = gr.State(), gr.State()
         self.sides = [shown["left name"], shown["right name"]]
         self.dials = [shown[name] for name in TENSIONS]
         words = [controls[name] for name in ("question", "budget", "model")]
-        self.inputs = [self.session, *words, *self.sides, shown["held"], *self.dials]
-        self.outputs = [self.session, *(shown[name] for name in PANELS), *self.dials]
+        self.inputs = [self.sight, self.heard, *words, *self.sides, shown["held"], *self.dials]
+        self.outputs = [self.sight, self.heard, *(shown[name] for name in PANELS), *self.dials]
 
     def pick(self, title: str) -> Iterator[list[Any]]:
         """One of the samples."""
@@ -125,59 +127,62 @@ class _Wires:
         yield from self._opened(path) if path is not None else self._nothing()
 
     def _opened(self, path: str | Path) -> Iterator[list[Any]]:
-        yield self._values(None, {"notice": notice("the picture is looked at")})
+        yield self._values({"notice": notice("the picture is looked at")})
         try:
-            yield self._values(*self.service.desk.opened(path))
+            session, panels = self.service.desk.opened(path)
+            yield self._values(panels, session.sight, None)
         except RegardError as error:
             blank = dict.fromkeys(PANELS, "")
-            yield self._values(None, blank | {"notice": notice(str(error), wrong=True)}, forget=True)
+            yield self._values(blank | {"notice": notice(str(error), wrong=True)}, None, None)
 
-    def press(self, session: "Session | None", *said: Any) -> Iterator[list[Any]]:
+    def press(self, sight: "Sight | None", heard: "Heard | None", *said: Any) -> Iterator[list[Any]]:
         """Ask."""
-        yield from self._run(session, said, pressed=True)
+        yield from self._run(sight, heard, said, pressed=True)
 
-    def move(self, session: "Session | None", *said: Any) -> Iterator[list[Any]]:
+    def move(self, sight: "Sight | None", heard: "Heard | None", *said: Any) -> Iterator[list[Any]]:
         """Something was moved, or a picture opened."""
-        yield from self._run(session, said, pressed=False)
+        yield from self._run(sight, heard, said, pressed=False)
 
-    def every(self, session: "Session | None", *said: Any) -> Iterator[list[Any]]:
+    def every(self, sight: "Sight | None", heard: "Heard | None", *said: Any) -> Iterator[list[Any]]:
         """The gallery."""
-        yield self._values(session, {"notice": notice("every mechanism looks")})
-        with_notice = {"notice": ""}
+        yield self._values({"notice": notice("every mechanism looks")})
         try:
-            session, panels = self.service.desk.gallery(_some(session), _wish(*said))
-            yield self._values(session, panels | with_notice)
+            session, panels = self.service.desk.gallery(_session(sight, heard), _wish(*said))
+            yield self._values(panels | {"notice": ""}, heard=session.heard)
         except RegardError as error:
-            yield self._values(session, {"notice": notice(str(error), wrong=True)})
+            yield self._values({"notice": notice(str(error), wrong=True)})
 
-    def choose(self, session: "Session | None", *said: Any) -> list[Any]:
+    def choose(self, sight: "Sight | None", heard: "Heard | None", *said: Any) -> list[Any]:
         """The allocators that the model can be served by."""
         try:
-            names = self.service.desk.choices(_some(session), _wish(*said))
+            names = self.service.desk.choices(_session(sight, heard), _wish(*said))
         except RegardError:  # whatever follows says why
             return [gr.skip(), gr.skip()]
         return [gr.Dropdown(choices=list(names)) for _ in self.sides]
 
-    def _run(self, session: "Session | None", said: tuple, pressed: bool) -> Iterator[list[Any]]:
-        if session is None and not pressed:  # what was to be opened was not: it is said already
+    def _run(self, sight: "Sight | None", heard: "Heard | None", said: tuple, pressed: bool) -> Iterator[list[Any]]:
+        if sight is None and not pressed:  # what was to be opened was not: it is said already
             yield from self._nothing()
             return
         try:
-            for now, panels in self.service.desk.run(_some(session), _wish(*said), pressed):
-                yield self._values(now, panels)
+            for session, panels in self.service.desk.run(_session(sight, heard), _wish(*said), pressed):
+                yield self._values(panels, heard=session.heard)
         except RegardError as error:
-            yield self._values(session, {"notice": notice(str(error), wrong=True)})
+            yield self._values({"notice": notice(str(error), wrong=True)})
 
     def _nothing(self) -> Iterator[list[Any]]:
         """Everything stays as it is: Gradio empties the outputs of a generator that ends without a word."""
-        yield self._values(None, {})
+        yield self._values({})
 
-    def _values(self, session: "Session | None", panels: dict[str, Any], forget: bool = False) -> list[Any]:
-        """In the order of the outputs; what is not named stays as it is."""
+    def _values(self, panels: dict[str, Any], sight: Any = _STAYS, heard: Any = _STAYS) -> list[Any]:
+        """In the order of the outputs; what is not named stays as it is.
+
+        What only opens a picture says which is open: an answer that is late brings none back.
+        """
         states = panels.get("states", {})
-        kept = gr.skip() if session is None and not forget else session
         return [
-            kept,
+            sight,
+            heard,
             *(panels.get(name, gr.skip()) for name in PANELS),
             *(states.get(name, gr.skip()) for name in TENSIONS),
         ]
@@ -186,41 +191,39 @@ class _Wires:
 def _wire(blocks: gr.Blocks, wires: _Wires) -> None:
     """Which event calls what. The first picture is opened with the page."""
     controls, shown = wires.controls, wires.shown
+    given = (wires.inputs, wires.outputs)
+    asked = [trigger(wires.press, *given, **_LIVE) for trigger in (controls["question"].submit, controls["ask"].click)]
+    moved = [each.input for each in (controls["budget"], *wires.sides, shown["held"])]
+    asked.append(gr.on(moved, wires.move, *given, **_LIVE))
+    changed = controls["model"].change(wires.choose, wires.inputs, wires.sides, **_QUIET)
+    asked.append(changed.then(wires.move, *given, **_QUIET))
+    for name in TENSIONS:
+        held = shown[name].input(None, shown["held"], shown["held"], js=_HOLD.format(name))
+        asked.append(held.then(wires.move, *given, **_LIVE))
+    asked.append(shown["every"].click(wires.every, *given, **_QUIET))
+    over: Any = {"cancels": asked, **_QUIET}  # what was asked of another picture
     opened = [
         blocks.load(wires.pick, controls["sample"], wires.outputs, **_QUIET),
         controls["sample"]
-        .input(_question_of, controls["sample"], controls["question"], **_QUIET)
+        .input(_question_of, controls["sample"], controls["question"], **over)
         .then(wires.pick, controls["sample"], wires.outputs, **_QUIET),
         controls["file"]
-        .upload(wires.drop, controls["file"], wires.outputs, **_QUIET)
+        .upload(wires.drop, controls["file"], wires.outputs, **over)
         .then(lambda: None, None, controls["file"], **_QUIET),  # so that another can be dropped
     ]
     for event in opened:
-        event.then(wires.choose, wires.inputs, wires.sides, **_QUIET).then(
-            wires.move, wires.inputs, wires.outputs, **_QUIET
-        )
-    for trigger in (controls["question"].submit, controls["ask"].click):
-        trigger(wires.press, wires.inputs, wires.outputs, **_LIVE)
-    moved = [each.input for each in (controls["budget"], *wires.sides, shown["held"])]
-    gr.on(moved, wires.move, wires.inputs, wires.outputs, **_LIVE)
-    controls["model"].change(wires.choose, wires.inputs, wires.sides, **_QUIET).then(
-        wires.move, wires.inputs, wires.outputs, **_QUIET
-    )
-    for name in TENSIONS:
-        shown[name].input(None, shown["held"], shown["held"], js=_HOLD.format(name)).then(
-            wires.move, wires.inputs, wires.outputs, **_LIVE
-        )
-    shown["every"].click(wires.every, wires.inputs, wires.outputs, **_QUIET)
+        chosen = event.then(wires.choose, wires.inputs, wires.sides, **_QUIET)
+        chosen.then(wires.move, *given, **_QUIET)
 
 
 def _question_of(title: str) -> str:
     return next(each.question for each in SAMPLES if each.title == title)
 
 
-def _some(session: "Session | None") -> "Session":
+def _session(sight: "Sight | None", heard: "Heard | None") -> "Session":
     from regard.app.desk import Session
 
-    return session or Session()
+    return Session(sight, heard)
 
 
 def _wish(question: str, budget: float, model: str, left: str, right: str, held: list[str], *states: float) -> "Wish":

@@ -93,6 +93,7 @@ class _Loaded:
 
     def __init__(self, name: str | None, device: str, dtype: str, budget: int | None, relevant: bool) -> None:
         from regard.doctor.subject import seeing_model
+        from regard.vlm.compose import VLM
         from regard.vlm.pocket import pocket
         from regard.vlm.processors import model_name
 
@@ -103,6 +104,8 @@ class _Loaded:
         else:
             self.name = model_name(str(name))
             self.model, self.processor = seeing_model(str(name), device, dtype)
+        if budget is not None and not (relevant or isinstance(self.model, VLM)):
+            raise UsageError("--budget is of relevance, the pocket model or a model of regard: leave it out")
         self.budget = budget or (64 if relevant or self.pocket is not None else None)
 
     def of_scenes(self, folder: Path, count: int, stage: Callable[[str], None]) -> Any:
@@ -217,6 +220,8 @@ def _notes(found: "Ablation") -> list[str]:
     from regard.doctor.finding import listed
 
     notes = [f"{found.rows} rows about {found.images} images; intervals are over images."]
+    if found.images == 1:
+        notes.append("Of one image no interval can be told: give more.")
     apart = [one for one in found.effects if one.bits_low > 0 or one.bits_high < 0]
     if len(found.effects) >= 20:
         chance = f"some {0.05 * len(found.effects):.0f} would by chance"

@@ -74,7 +74,7 @@ def rows_of(given: Iterable[Mapping[str, Any] | Row]) -> list[Row]:
             row = Row(row["image"], row["question"], row["answer"])
         if not all(isinstance(text, str) and text.strip() for text in (row.question, row.answer)):
             raise DataError(f"question and answer of row {number} must be words, got {row.question!r}, {row.answer!r}")
-        rows.append(row)
+        rows.append(replace(row, image=_images(row.image, number)))
     if not rows:
         raise DataError("there are no rows to measure on: give some with image, question and answer")
     return rows
@@ -251,7 +251,20 @@ def longer(model: Any, inputs: Mapping[str, Any], words: Int[Tensor, "b t"]) -> 
     return {**inputs, **made, **types}
 
 
+def _images(given: Any, number: int) -> list[Image]:
+    """Of a row. Raises DataError for what is no image."""
+    several = list(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else [given]
+    found = [one.get("bytes") or one.get("path") if isinstance(one, Mapping) else one for one in several]
+    for one in found:
+        if not isinstance(one, str | os.PathLike | bytes | PIL.Image.Image):
+            got = "nothing" if one is None else type(one).__name__
+            raise DataError(f"the image of row {number} must be a path, bytes or a picture, got {got}")
+    return found
+
+
 def _key(image: Image) -> str:
     if isinstance(image, bytes):
         return hashlib.sha256(image).hexdigest()
-    return f"picture {id(image)}" if isinstance(image, PIL.Image.Image) else str(image)
+    if isinstance(image, PIL.Image.Image):
+        return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()
+    return str(image)

@@ -126,7 +126,7 @@ class _Heads:
         scale = getattr(module, "scaling", None) if eager else kernel.scale
         if not isinstance(size, int) or not isinstance(scale, float):
             return
-        wanted = size**-0.5
+        wanted = size**-0.5 * _stretched(config)
         for name in _SCALES:
             if (value := getattr(config, name, None)) is not None:
                 wanted = value if name == "attention_multiplier" else value**-0.5
@@ -172,6 +172,13 @@ class _Heads:
             advice = "see whether their weights were copied or tied by mistake; one of each pair can be cut out"
             found.append(Finding("heads", "warning", evidence, advice))
         return found
+
+
+def _stretched(config: Any) -> float:
+    """What YaRN's mscale_all_dim adds to the scale, as DeepSeek's models have it (arXiv 2309.00071, 2412.19437)."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    every, factor = rope.get("mscale_all_dim"), rope.get("factor")
+    return (0.1 * every * math.log(factor) + 1) ** 2 if every and factor and factor > 1 else 1.0
 
 
 def _given(module: nn.Module, kernel: Kernel, index: Tensor, heads: int) -> Tensor | None:

@@ -107,6 +107,7 @@ class _Mover:
     def __init__(self, sinks: Tensor, visual: Tensor, how: tuple[float, float, float], done: Moved) -> None:
         self.sinks, self.visual, self.how, self.done = sinks, visual, how, done
         self.thread, self.open = threading.get_ident(), list[_Changed]()
+        self.read = 0  # columns
 
     def begin(self, module: nn.Module, args: tuple) -> None:
         if threading.get_ident() == self.thread:
@@ -118,15 +119,18 @@ class _Mover:
             self.open.pop().__exit__(None, None, None)
 
     def rows(self, queries: int, keys: int) -> Tensor:
-        """The numbers of the queries that are words. keys: columns that were read when these are."""
-        past = max(0, min(keys, self.visual.shape[1]) - queries) if queries > 1 else keys - 1
-        columns = torch.arange(past, past + queries, device=self.visual.device)
+        """The numbers of the queries that are words. keys: columns that are kept when these are read."""
+        first = queries >= min(keys, self.visual.shape[1])
+        self.read = queries if first else self.read + queries
+        columns = torch.arange(self.read - queries, self.read, device=self.visual.device)
         known = columns.clamp(max=self.visual.shape[1] - 1)
         return ((columns >= self.visual.shape[1]) | ~self.visual[0, known]).nonzero()[:, 0]
 
     def moved(self, weights: Tensor) -> Tensor:
         keys = weights.shape[-1]
-        sinks, visual = (F.pad(x, (0, max(0, keys - x.shape[1])))[:, :keys] for x in (self.sinks, self.visual))
+        first = max(0, self.read - keys)  # of a sliding window, whose cache forgets
+        end = first + keys
+        sinks, visual = (F.pad(x, (0, max(0, end - x.shape[1])))[:, first:end] for x in (self.sinks, self.visual))
         after = redistribute(weights, sinks, visual, *self.how)
         for rows, told in ((weights, self.done.before), (after, self.done.after)):
             told.append(float((rows * sinks[:, None, None]).sum(dim=-1).mean()))

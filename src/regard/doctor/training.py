@@ -17,6 +17,7 @@ from regard.errors import ModelError
 
 FAST, APART = 0.1, 1000.0
 _SAMPLE = 4096
+_PIECE = 1 << 20  # weights at once
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -79,6 +80,8 @@ class Watch:
         if self._steps % self.every == 0:
             self._looks += 1
             self._look()
+        if (self._steps + 1) % self.every == 0:
+            self._before = self._samples()
 
     def callback(self) -> Any:
         """For `Trainer(callbacks=[...])` of transformers."""
@@ -101,7 +104,7 @@ class Watch:
         self._learned = {name: value for name, value in named.items() if value.requires_grad}
         self._frozen = {name: (value, _bits(value)) for name, value in named.items() if not value.requires_grad}
         self._silent = set(self._learned)
-        self._before = {name: _sample(value) for name, value in self._learned.items()}
+        self._before = self._samples()
         self._handles = [
             value.register_post_accumulate_grad_hook(lambda value, name=name: self._reached(name, value))
             for name, value in self._learned.items()
@@ -110,6 +113,9 @@ class Watch:
     def _reached(self, name: str, value: Tensor) -> None:
         if name in self._silent and value.grad is not None and bool(value.grad.any()):
             self._silent.discard(name)
+
+    def _samples(self) -> dict[str, Tensor]:
+        return {name: _sample(value) for name, value in self._learned.items()}
 
     def _look(self) -> None:
         for finding in (*self._moved(), *self._unreached(), *self._rates(), *self._gates()):
@@ -135,7 +141,7 @@ class Watch:
             yield Finding("frozen", "warning", evidence, "see what stands between them and the loss, or freeze them")
 
     def _rates(self) -> Iterator[Finding]:
-        after = {name: _sample(value) for name, value in self._learned.items()}
+        after = self._samples()
         wrong = self._new("finite", [name for name, value in after.items() if not bool(value.isfinite().all())])
         if wrong:
             yield Finding("frozen", "error", f"weights are not finite: {listed(wrong)}", "lower the rates, or clip")
@@ -144,9 +150,8 @@ class Watch:
             if self._learned[name].ndim > 1:
                 gap = float((value - self._before[name]).square().sum())
                 steps.setdefault(_module(name), []).append((gap, float(value.square().sum())))
-        self._before = after
         sums = {name: [sum(column) for column in zip(*some, strict=True)] for name, some in steps.items()}
-        self.ratios = {name: (gap / size) ** 0.5 / self.every for name, (gap, size) in sums.items() if size}
+        self.ratios = {name: (gap / size) ** 0.5 for name, (gap, size) in sums.items() if size}
         moving = {name: ratio for name, ratio in self.ratios.items() if ratio > 0}
         for name in self._new("fast", [name for name, ratio in moving.items() if ratio > FAST]):
             evidence = f"each step moves {name} by {moving[name]:.0%} of its weights"
@@ -179,14 +184,16 @@ def _module(name: str) -> str:
 
 
 def _sample(value: Tensor) -> Tensor:
-    """Some of a tensor's values, evenly drawn, kept apart."""
+    """Some of a tensor's values, evenly drawn over rows and columns, kept apart."""
     flat = value.detach().flatten()
-    return flat[:: max(1, len(flat) // _SAMPLE)].float().clone()
+    return flat[:: max(1, len(flat) // _SAMPLE) | 1].float().clone()
 
 
 def _bits(value: Tensor) -> int:
     """A number that is another once any bit of a tensor is."""
     flat = value.detach().contiguous().flatten()
-    whole = flat.view(_INTEGERS[flat.element_size()]).long()
-    weights = torch.arange(1, len(whole) + 1, device=whole.device)
-    return int((whole * weights).sum())
+    total = 0
+    for number, piece in enumerate(flat.view(_INTEGERS[flat.element_size()]).split(_PIECE)):
+        first = 1 + number * _PIECE
+        total += int((piece.long() * torch.arange(first, first + len(piece), device=piece.device)).sum())
+    return total

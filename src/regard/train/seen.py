@@ -136,14 +136,19 @@ def _kept(key: str, tokens: VisualTokens) -> tuple[dict[str, Tensor], dict[str, 
     """Tensors to write, and what is to be known of them. Raises ShapeError where the eye's numbers are not finite."""
     if len(tokens.features) != 1:
         raise DataError(f"an eye gives an image's tokens as a batch of 1, got {len(tokens.features)}: mend its look")
-    parts: dict[str, Tensor | None] = {name: getattr(tokens, name) for name in _FIELDS}
-    parts |= {f"scores.{name}": value for name, value in tokens.scores.items()}
-    there = {name: value.detach().cpu() for name, value in parts.items() if value is not None}
+    there = _there(tokens)
     if not all(bool(value.isfinite().all()) for value in there.values()):
         raise ShapeError("the eye made numbers of it that are not finite")
     made = {f"{key}.{name}": value if name == "boxes" else _half(value) for name, value in there.items()}
     whole = {name: value.clone().contiguous() for name, value in made.items()}
     return whole, {"grid": tokens.grid, "scores": list(tokens.scores)}
+
+
+def _there(tokens: VisualTokens) -> dict[str, Tensor]:
+    """All its tensors by name, on the CPU."""
+    parts: dict[str, Tensor | None] = {name: getattr(tokens, name) for name in _FIELDS}
+    parts |= {f"scores.{name}": value for name, value in tokens.scores.items()}
+    return {name: value.detach().cpu() for name, value in parts.items() if value is not None}
 
 
 def _half(value: Tensor) -> Tensor:
@@ -172,12 +177,13 @@ def _options(value: Any) -> Any:
 def _folder_of(place: Path, eye: Eye) -> Path:
     """The folder of an eye: of one that makes the same of the probes, or a new one."""
     about = described(eye)
-    made = {}
+    made: dict[str, Tensor] = {}
     for number, size in enumerate(_PROBES):
         try:
-            made[str(number)] = eye.look(_noise(size)).features.detach().float().cpu().contiguous()
+            seen = _there(eye.look(_noise(size)))
         except RegardError as error:
             raise DataError(f"the eye {eye.name} cannot see a picture of {size[0]} x {size[1]}: {error}") from error
+        made |= {f"{number}.{name}": value.float().contiguous() for name, value in seen.items()}
     slug = re.sub(r"[^a-z0-9]+", "-", eye.name.lower()).strip("-")[:40] or "eye"
     for number in range(10_000):
         folder = place / f"{slug}-{number}"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from regard.bench.tasks.asked.wording import named
 from regard.bench.tasks.asked.wording import tokens as tokens_of
-from regard.bench.tasks.encoded import FIELDS, Encoded, Eye, basis_of, encoded, pairs_of
+from regard.bench.tasks.encoded import Encoded, Eye, basis_of, encoded, pairs_of
 from regard.bench.tasks.fetching import Told
 from regard.tokens import Question, VisualTokens, grid_boxes
 from regard.train.checkpoint import digest
@@ -74,12 +74,9 @@ class Sights:
         def of(name: str) -> list[Any]:
             return [getattr(one, name)[turn] for one, (_, turn) in zip(several, places, strict=True)]
 
-        return Batch(
-            tokens,
-            Question(torch.stack(of("questions")).float()[:, None], reference=self.reference),
-            *(torch.stack(of(name)).float() for name in ("covered", "answered")),
-            *(of(name) for name in FIELDS),
-        )
+        asks, covered, answered = (torch.stack(of(name)).float() for name in ("questions", "covered", "answered"))
+        question = Question(asks[:, None], reference=self.reference)
+        return Batch(tokens, question, covered, answered, of("kinds"), of("asks"), of("answers"))
 
     def sides(self, *kinds: str) -> list[list[tuple[int, int]]]:
         """For each size of grid, smallest first, the places of all questions, or of those kinds: scene and question."""
