@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+APART := --numprocesses 2 --dist loadfile
 
 .PHONY: demo test oldest check slow bench docs clean
 
@@ -10,12 +11,12 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(APART)
 
 # the Hugging Face models again, with the oldest transformers that pyproject.toml allows
 oldest: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/oldest transformers==5.19.0
-	PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest tests/test_shorten.py tests/test_shorten_errors.py tests/test_shorten_traps.py tests/test_shorten_wrapped.py tests/test_families.py tests/test_encoder.py tests/test_inside.py tests/test_ask.py tests/test_tiled.py tests/test_shorten_relevance.py
+	PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest tests/test_shorten.py tests/test_shorten_errors.py tests/test_shorten_traps.py tests/test_shorten_wrapped.py tests/test_families.py tests/test_encoder.py tests/test_inside.py tests/test_ask.py tests/test_tiled.py tests/test_shorten_relevance.py $(APART)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -1,11 +1,15 @@
 """Shapes in signatures are checked at run time here, and only here."""
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from jaxtyping import config, install_import_hook
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of two processes
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SPEC = find_spec("regard")
 assert SPEC is not None

@@ -2,7 +2,8 @@
 
 `python -m regard.bench.pocket eye` makes the eye's weights, from scenes that no answer is learned from, and
 `python -m regard.bench.pocket scenes DIR` keeps the scenes in a folder, as the eye sees them. From those to train with
-`python -m regard.bench.pocket grounding DIR RUN` makes the eye's grounding. A run of `regard train pocket` becomes the
+`python -m regard.bench.pocket grounding DIR RUN` makes the eye's grounding, and what relevance learns for it, which
+`python -m regard.bench.pocket realizer DIR` makes again by itself. A run of `regard train pocket` becomes the
 package's by `python -m regard.bench.pocket export RUN`.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save, save_model
+from safetensors.torch import load_file, save, save_model
 from torch import Tensor, nn
 
 from regard.bench.mechanisms import asking
@@ -60,11 +61,16 @@ def fit_grounding(folder: Path, run: Path, told: Told = print) -> None:
 
     model = grounding.train(given, GROUNDED, run, tell)
     told(f"of the scenes to validate with: {100 * hits(model, others):.1f} % found")
-    write_whole(GROUNDING, save(_named("grounding.", model)))  # by which they can be seen in its space
-    sights = seen(eye, "train", _FITTED[:100], folder, told)
+    write_whole(GROUNDING, save(_named("grounding.", model)))
+    fit_realizer(folder, told)
+
+
+def fit_realizer(folder: Path, told: Told = print) -> None:
+    """Learn relevance's parameters for the eye as it is, into the package; some minutes of a core."""
+    sights = seen(PocketEye(), "train", _FITTED[:100], folder, told)
     batches = [sights.batch(side[at : at + 64]) for side in sights.sides() for at in range(0, len(side), 64)]
-    realizer = grounding.realizer(batches)
-    write_whole(GROUNDING, save({**_named("grounding.", model), **_named("realizer.", realizer)}))
+    there = {name: value for name, value in load_file(GROUNDING).items() if name.startswith("grounding.")}
+    write_whole(GROUNDING, save(there | _named("realizer.", grounding.realizer(batches))))
 
 
 def _named(prefix: str, model: nn.Module) -> dict[str, Tensor]:
@@ -147,6 +153,8 @@ if __name__ == "__main__":
             fit_eye()
         case ["grounding", folder, run]:
             fit_grounding(Path(folder), Path(run))
+        case ["realizer", folder]:
+            fit_realizer(Path(folder))
         case ["scenes", folder, *some]:
             scenes(Path(folder), *(some or SCENES))
         case ["export", run]:
