@@ -168,11 +168,16 @@ def test_the_command_on_rows(regard, folder, tmp_path):
     assert (code, err) == (0, "")
     assert len(json.loads(out)["effects"]) == 6
     assert regard("ablate", folder, "--rows", "rows.jsonl", "--heads", "0.1", "--by", "mean", "-q")[:2] == (0, "")
+    out = regard("ablate", folder, "--rows", "rows.jsonl", "--layers", "1", "--count", 1)[1]
+    assert "Of one image no interval can be told" in out
+    code, _, err = regard("ablate", folder, "--rows", "rows.jsonl", "--budget", 9)
+    assert code == 2
+    assert "--budget is of relevance" in err
 
 
 def test_the_command_on_scenes(regard, pocket, monkeypatch):
     monkeypatch.setattr("regard.vlm.pocket.pocket", lambda: pocket)
-    monkeypatch.setattr("regard.bench.tasks.seen.seen", lambda eye, split, count, folder, told: sights(count))
+    monkeypatch.setattr("regard.bench.tasks.seen.seen", lambda eye, split, some, folder, told: sights(len(some)))
     code, out, err = regard("ablate", "--count", 4, "--json")
     assert (code, err) == (0, "")
     found = json.loads(out)
