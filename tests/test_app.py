@@ -20,6 +20,7 @@ from PIL import Image
 
 import tiny_processors
 from regard import app
+from regard.allocate.divprune import DivPrune
 from regard.allocate.relevance import Relevance
 from regard.app import markup
 from regard.app.desk import Desk, Session, Wish
@@ -29,6 +30,7 @@ from regard.app.service import notes, notice
 from regard.errors import BudgetError, DataError, ImageError, ModelError
 from regard.looking import look
 from regard.record import WAYS, Answer
+from regard.relevance.realizer import Realizer
 from regard.relevance.tensions import States
 from regard.vlm.pocket_ask import ask_pocket
 from test_layers import loaded_after
@@ -98,6 +100,29 @@ def test_an_image_is_encoded_once_for_all_users_and_questions(desk, monkeypatch)
     told(desk, first, Wish("where is the nose?", 16))
     told(desk, two, Wish("where is the ear?", 8, left="grid"))
     assert len(looked) == 1
+
+
+def test_what_is_drawn_is_what_is_answered_through_decided_once(desk, session, monkeypatch):
+    calls = []
+
+    def counted(kind, name):
+        whole = getattr(kind, name)
+
+        def told_of(*given):
+            calls.append(f"{kind.__name__}.{name}")
+            return whole(*given)
+
+        monkeypatch.setattr(kind, name, told_of)
+
+    for kind, name in ((Realizer, "measure"), (Realizer, "decide"), (DivPrune, "decide")):
+        counted(kind, name)
+    order = [set(panels) for _, panels in desk.run(session, Wish("where is the heart?", 40))]
+    assert sorted(calls) == ["DivPrune.decide", "Realizer.decide", "Realizer.measure"]
+    assert [("left" in panels, "answers" in panels, "why" in panels) for panels in order] == [
+        (True, False, False),
+        (False, True, False),
+        (False, False, True),
+    ]
 
 
 def test_the_last_few_pictures_are_kept(desk, tmp_path):

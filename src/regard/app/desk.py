@@ -102,12 +102,12 @@ class Desk:
         sight = heard.sight
         found = looks(heard, (wish.left, wish.right), wish.budget, wish.states)
         yield session, self._maps(sight, sight.boxes, found, wish) | {"notice": ""}
-        yield session, self._reasons(sight, sight.boxes, found, wish)
         names = (wish.left, wish.right)
         missing = [name for name in dict.fromkeys(names) if name not in MECHANISMS]
         lines = (*self.models.notes(heard.text), ONCE)
         given = self.models.of_pocket(heard, names, wish.budget, wish.states)
         yield session, {"answers": markup.answers(given, missing, lines)}
+        yield session, self._reasons(sight, sight.boxes, found, wish)
 
     def _other(self, heard: Heard, wish: Wish) -> Panels:
         names = (wish.left, wish.right)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import torch
 
 from regard.allocate import catalogue, load, made, missing_needs
-from regard.allocation import Allocation
-from regard.app.sight import Heard
+from regard.app.sight import Heard, Spent
 from regard.cost.language import QWEN2_5_7B
-from regard.record import Look, Realization
+from regard.record import Look
 from regard.recorded import PROMPT_TOKENS, look_of
 from regard.relevance.tensions import States
 
 RELEVANCE = "relevance"
+_KEPT = 8  # decisions of a question
 
 
 def served(heard: Heard) -> tuple[str, ...]:
@@ -29,29 +29,35 @@ def looks(heard: Heard, names: Sequence[str], budget: int, states: States) -> tu
 
 
 @torch.no_grad()
+def spent(heard: Heard, name: str, budget: int, states: States) -> Spent:
+    """How one allocator spends the budget, decided once for the maps and for the answers."""
+    key = (name, budget, states)
+    if key not in heard.spent:
+        while len(heard.spent) >= _KEPT:
+            heard.spent.pop(next(iter(heard.spent)))
+        start = time.perf_counter()
+        if name == RELEVANCE:  # what was measured of this question serves every budget
+            found = heard.realizer.decide(heard.measured, min(budget, heard.sight.count), states)
+            allocation, why = found.allocation, found.record(heard.transjectivity, states.fixed)
+        else:
+            allocation, why = made(name, 0, states).allocate(heard.sight.tokens, heard.question, budget), None
+        seconds = time.perf_counter() - start + heard.seconds * (name == RELEVANCE)
+        heard.spent[key] = Spent(allocation, why, seconds)
+    return heard.spent[key]
+
+
 def _look(heard: Heard, name: str, budget: int, states: States) -> Look:
-    tokens = heard.sight.tokens
-    allocator = made(name, 0, states)
-    start = time.perf_counter()
-    if name == RELEVANCE:  # what was measured of this question serves every budget
-        allocation, why = _realized(heard, min(budget, heard.sight.count), states)
-    else:
-        allocation, why = allocator.allocate(tokens, heard.question, budget), None
+    allocation, why, seconds = spent(heard, name, budget, states)
     return look_of(
-        tokens,
+        heard.sight.tokens,
         heard.question,
         allocation,
         number=0,
         name=name,
-        allocator=allocator,
+        allocator=made(name, 0, states),
         budget=budget,
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
         model=QWEN2_5_7B,
         prompt_tokens=PROMPT_TOKENS,
         why=why,
     )
-
-
-def _realized(heard: Heard, budget: int, states: States) -> tuple[Allocation, Realization]:
-    found = heard.realizer.decide(heard.measured, budget, states)
-    return found.allocation, found.record(heard.transjectivity, states.fixed)

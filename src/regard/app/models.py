@@ -3,21 +3,24 @@
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from regard.allocation import Allocation
+from regard.app.looks import spent
 from regard.app.sight import Heard, Sight
 from regard.eyes.pocket import PocketEye
 from regard.record import Answer
 from regard.relevance.gaze import by_likeness, gaze
 from regard.relevance.tensions import States
+from regard.tokens import Question, VisualTokens
 from regard.vlm.ask import Asked, ask
 from regard.vlm.bridges import ALL
 from regard.vlm.compose import VLM
-from regard.vlm.pocket import MECHANISMS, Pocket, pocket
-from regard.vlm.pocket_ask import answered, notes_on, ready
+from regard.vlm.pocket import MECHANISMS, SELECTING, Pocket, pocket
+from regard.vlm.pocket_ask import answered, notes_on
 from regard.vlm.processors import load_model, load_processor
 
 LONGEST_ANSWER = 32  # tokens, of a model of Hugging Face
@@ -74,10 +77,15 @@ class Models:
         yield Looked("relevance, looking again", gazed.allocation.spent()[0], path=tuple(path))
 
     def _through(self, heard: Heard, name: str, budget: int, states: States) -> tuple[Answer, Any]:
-        sight, model = heard.sight, self.pocket
+        sight, vlm = heard.sight, _vlm(self.pocket, name)
+        decided = spent(heard, name, budget, states) if name in SELECTING[1:] else None
         with self._one_at_a_time:
-            vlm = _ready(model, name, states)
-            return answered(vlm, name, sight.tokens, heard.question, heard.text, budget, sight.seconds)
+            if decided is not None:
+                vlm.bridge.allocator = Decided(decided.allocation)
+            answer, bridged = answered(vlm, name, sight.tokens, heard.question, heard.text, budget, sight.seconds)
+        if decided is not None:
+            answer.seconds["decide"] += decided.seconds
+        return answer, bridged
 
     def of_other(
         self, name: str, sight: Sight, question: str, names: Sequence[str], budget: int, states: States
@@ -92,6 +100,17 @@ class Models:
             return ask(model, processor, sight.image, question, **way, max_new_tokens=LONGEST_ANSWER, rounds=1)
 
 
-@lru_cache(maxsize=64)
-def _ready(model: Pocket, name: str, states: States) -> VLM:
-    return ready(model, name, 0, states)
+class Decided(NamedTuple):
+    """In an allocator's place, what it has decided of the question already."""
+
+    allocation: Allocation
+    needs: tuple[str, ...] = ()
+
+    def allocate(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation:
+        """The decision."""
+        return self.allocation
+
+
+@cache
+def _vlm(model: Pocket, name: str) -> VLM:
+    return model.vlm(name).eval()

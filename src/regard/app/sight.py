@@ -4,18 +4,21 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
+from regard.allocation import Allocation
 from regard.eyes import Eye
 from regard.eyes.pocket import PocketEye
 from regard.pixels import one_line
-from regard.record import Picture
+from regard.record import Picture, Realization
 from regard.recorded import boxes_of, read_picture
 from regard.relevance.realized import Measured
 from regard.relevance.realizer import Realizer
+from regard.relevance.tensions import States
 from regard.tokens import Question, VisualTokens
 
 LONGEST = 2048  # pixels: what is kept of a larger picture
@@ -40,9 +43,19 @@ class Sight:
         return int(self.tokens.valid.sum())
 
 
+class Spent(NamedTuple):
+    """How an allocator spends a budget, why where it tells, and the seconds of deciding."""
+
+    allocation: Allocation
+    why: Realization | None
+    seconds: float
+
+
 @dataclass(frozen=True, eq=False)
 class Heard:
-    """A question about one sight. realizer, measured, transjectivity: of relevance, at whatever budget."""
+    """A question about one sight. realizer, measured, transjectivity: of relevance, at whatever budget; seconds:
+    to measure. spent: the last decisions, by allocator, budget and states.
+    """
 
     sight: Sight
     text: str
@@ -50,14 +63,19 @@ class Heard:
     realizer: Realizer
     measured: Measured
     transjectivity: float | None
+    seconds: float
+    spent: dict[tuple[str, int, States], Spent] = field(default_factory=dict)
 
     @classmethod
     def of(cls, eye: PocketEye, sight: Sight, text: str) -> "Heard":
         """Hear it. Raises DataError for a question that the eye cannot hear."""
         question = eye.ask(text)
         realizer = eye.realizer
+        start = time.perf_counter()
         measured = realizer.measure(sight.tokens, question)
-        return cls(sight, text, question, realizer, measured, realizer.transjectivity(sight.tokens, question))
+        seconds = time.perf_counter() - start
+        shared = realizer.transjectivity(sight.tokens, question)
+        return cls(sight, text, question, realizer, measured, shared, seconds)
 
 
 class Sights:
