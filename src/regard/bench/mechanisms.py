@@ -2,9 +2,10 @@
 
 An answer is right word for word, to its end; greedy, so it is what the model says by itself. Budgets are tokens in the
 prompt. Intervals are of scenes drawn again, 95 %. What it costs is of one question about one scene of the middle size;
-times are medians, alternating.
+times are medians, alternating. Of 64 questions at once, the time of each, and the memory of all beyond what is there.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ from regard.train.pocket import BUDGETS, taught
 from regard.vlm.bridges import ALL
 from regard.vlm.compose import VLM
 from regard.vlm.interleaved import IMAGE, interleaved
+from regard.vlm.measure import PeakMemory
 from regard.vlm.pocket import MECHANISMS, Pocket
 
 BLIND = ("pool", "grid", "random", "divprune")  # allocators that do not hear the question
@@ -100,16 +102,23 @@ def first_word(vlm: VLM, batch: Batch, budget: int | None) -> Callable[[], Tenso
     return lambda: vlm.generate(prompts, batch.tokens, batch.question, budget, max_new_tokens=1, do_sample=False)
 
 
-def seconds(model: Pocket, sights: Sights, budgets: Sequence[int], size: int, rounds: int) -> dict[tuple, float]:
-    """The median seconds to the first words of `size` questions at once, for each mechanism and budget, alternating."""
+def first_words(model: Pocket, sights: Sights, budgets: Sequence[int], size: int) -> dict[str, Callable[[], object]]:
+    """For each mechanism and budget, by both, what makes the first words of `size` questions at once."""
     side = sights.sides()[len(sights.sides()) // 2]
     batch = sights.batch([side[place % len(side)] for place in range(size)])
-    work: dict[str, Callable[[], object]] = {
+    return {
         f"{name} {budget}": first_word(model.vlm(name).eval(), batch, budget)
         for name in MECHANISMS
         for budget in ([None] if name == ALL else budgets)
     }
-    return {tuple(name.split()): value for name, value in medians(work, rounds).items()}
+
+
+def peak(work: Callable[[], object]) -> float:
+    """MiB that the process needs beyond what it has, at most, while it works; nan where that cannot be counted."""
+    memory = PeakMemory(torch.device("cpu"))
+    work()
+    most = memory.peak
+    return math.nan if most is None or memory.before is None else (most - memory.before) / 2**20
 
 
 def compared(found: Asking, budget: int) -> list[Row]:
@@ -146,14 +155,16 @@ def main(
     there = [kind for kind in KINDS if kind in found.kinds]
     side = sights.sides()[len(sights.sides()) // 2]
     alone, rows, table = sights.batch(side[:1]), [], []
-    single, several = (seconds(model, sights, BUDGETS, size, rounds) for size, rounds in ((1, 9), (64, 3)))
+    one, many = (first_words(model, sights, BUDGETS, size) for size in (1, AT_ONCE))
+    single, several = medians(one, 9), medians(many, 3)
     for name in MECHANISMS:
         vlm = model.vlm(name).eval()
         for budget in [None] if name == ALL else BUDGETS:
             costs = cost(vlm, alone, budget)
             low, high = found.interval(found.right[name, budget])
             kinds = [f"{found.rate(name, budget, (kind,)):.1f}" for kind in there]
-            times = [f"{1e3 * of[name, str(budget)] / n:.1f}" for of, n in ((single, 1), (several, 64))]
+            way = f"{name} {budget}"
+            times = [f"{1e3 * single[way]:.1f}", f"{1e3 * several[way] / AT_ONCE:.1f}", f"{peak(many[way]):.0f}"]
             whole = f"{found.rate(name, budget):.1f} ({low:.1f} to {high:.1f})"
             costed = [f"{costs['parameters'] / 1e3:.0f}", f"{costs['macs'] / 1e6:.0f}"]
             table.append([name, str(budget or "all"), whole, *kinds, *costed, *times])
@@ -168,6 +179,7 @@ def main(
         "M MACs",
         "ms alone",
         "ms of 64",
+        "MiB of 64",
     ]
     tables = {"mechanisms": {"columns": columns, "rows": table}}
     notes = {"questions": len(found.kinds), "scenes": len(np.unique(found.scenes)), "split": split}

@@ -37,6 +37,7 @@ from regard.vlm.pocket import FOLDER, Pocket, pocket
 SCENES = {"train": range(2500), "val": range(400), "test": range(600), "new": range(300)}
 GROUNDED = Recipe(6, batch=16, rate=2e-3, decay=0.1, warmup=1)
 _FITTED = range(100_000, 100_160)  # scenes of training, far behind those that are learned from
+_TUNED = range(100_000, 100_200)  # scenes of validation that are not reported, with things the grounding has not seen
 
 
 @torch.no_grad()
@@ -67,7 +68,7 @@ def fit_grounding(folder: Path, run: Path, told: Told = print) -> None:
 
 def fit_realizer(folder: Path, told: Told = print) -> None:
     """Learn relevance's parameters for the eye as it is, into the package; some minutes of a core."""
-    sights = seen(PocketEye(), "train", _FITTED[:100], folder, told)
+    sights = seen(PocketEye(), "val", _TUNED, folder, told)
     batches = [sights.batch(side[at : at + 64]) for side in sights.sides() for at in range(0, len(side), 64)]
     there = {name: value for name, value in load_file(GROUNDING).items() if name.startswith("grounding.")}
     write_whole(GROUNDING, save(there | _named("realizer.", grounding.realizer(batches))))

@@ -5,7 +5,7 @@
 c_i is how much of token i the answer's things fill, by the most of all; where nothing shows, the last place is meant,
 "nowhere". r_i is how much of the classes that are meant the token shows, which needs no learning.
 
-Then, from other scenes to train with, the few parameters of relevance (`realizer`): loss = - log sum_i c_i f_i,
+Then, from scenes with other pictures, the few parameters of relevance (`realizer`): loss = - log sum_i c_i f_i,
 f the field, sum 1.
 """
 
