@@ -162,12 +162,10 @@ def test_a_question_is_measured_once_and_dials_hold_what_they_are_given(desk, se
 
 def test_a_late_answer_brings_no_picture_back(desk):
     """What only opens a picture says which is open; a question about another picture is heard anew."""
-    import gradio as gr
+    from regard.app.page import _Wires, gr
 
-    from regard.app.page import _asking, _looking, _Wires
-
-    with gr.Blocks():
-        wires = _Wires(SimpleNamespace(desk=desk), _asking((), True), {**_looking(), "photo": gr.HTML()})  # pyright: ignore
+    wires = object.__new__(_Wires)  # no page is built
+    wires.service = SimpleNamespace(desk=desk)  # pyright: ignore
     first, second = (desk.opened(sample.path)[0].sight for sample in SAMPLES[:2])
     said = ("where is the cat?", 16, "pocket", "relevance", "grid", [], 0.5, 0.5, 0.5)
     several = [*wires.press(first, None, *said), *wires.every(first, None, *said)]

@@ -163,7 +163,7 @@ def view(browser, text, tmp_path):
         file.write_text(source, encoding="utf-8")
         context = browser.new_context(viewport={"width": width, "height": height}, **settings)
         contexts.append(context)
-        context.set_default_timeout(5000)
+        context.set_default_timeout(60_000)  # a busy machine takes its time
         tab = context.new_page()
         tab.on("request", lambda request: wanted.add(request.url))
         tab.on("console", lambda message: complaints.append(message.text))
@@ -440,7 +440,7 @@ def test_without_javascript_the_page_says_so(browser, text, tmp_path):
     file = tmp_path / "report.html"
     file.write_text(text, encoding="utf-8")
     context = browser.new_context(java_script_enabled=False)
-    context.set_default_timeout(5000)
+    context.set_default_timeout(60_000)  # a busy machine takes its time
     tab = context.new_page()
     tab.goto(file.as_uri())
     assert "JavaScript" in tab.locator("noscript").inner_text()
