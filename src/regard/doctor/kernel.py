@@ -16,6 +16,12 @@ from torch import Tensor
 CHUNK = 1 << 22  # weights held at once where all rows are read
 
 
+def tokens_read(args: tuple, kwargs: dict[str, Any]) -> int | None:
+    """How many tokens a module of attention is given, by its arguments; None where they do not tell."""
+    read = (kwargs.get("hidden_states"), *args, *kwargs.values())
+    return next((x.shape[-2] for x in read if isinstance(x, Tensor) and x.ndim > 1), None)
+
+
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """One call. q: (B or 1, H, Q, d), k and v: (B, H / group, K, d), or weights: (B, H, Q, K) where the kernel is

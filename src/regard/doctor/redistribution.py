@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from regard.doctor.case import Case
 from regard.doctor.image_ignored import divergence
-from regard.doctor.kernel import Kernel
+from regard.doctor.kernel import Kernel, tokens_read
 from regard.doctor.parts import attention_layers
 from regard.doctor.sinks import FIRST, Sinks, found_in
 from regard.errors import DataError, ModelError
@@ -93,7 +93,7 @@ def within(case: Case, found: Sinks, moved: float = 0.6, share: float = 0.8, lea
     try:
         for layer in layers[min(FIRST, len(layers) - 1) : max(len(layers) - 1, 1)]:
             mover = _Mover(sinks, case.image, (moved, share, least), done)
-            handles.append(layer.module.register_forward_pre_hook(mover.begin))
+            handles.append(layer.module.register_forward_pre_hook(mover.begin, with_kwargs=True))
             handles.append(layer.module.register_forward_hook(mover.end, prepend=True, always_call=True))
         yield done
     finally:
@@ -109,9 +109,9 @@ class _Mover:
         self.thread, self.open = threading.get_ident(), list[_Changed]()
         self.read = 0  # columns
 
-    def begin(self, module: nn.Module, args: tuple) -> None:
+    def begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if threading.get_ident() == self.thread:
-            self.open.append(_Changed(self))
+            self.open.append(_Changed(self, tokens_read(args, kwargs)))
             self.open[-1].__enter__()
 
     def end(self, module: nn.Module, args: tuple, result: Any) -> None:
@@ -140,15 +140,15 @@ class _Mover:
 class _Changed(TorchFunctionMode):
     """Adds to what the kernel gives what the change of its weights makes of it."""
 
-    def __init__(self, mover: _Mover) -> None:
+    def __init__(self, mover: _Mover, tokens: int | None) -> None:
         super().__init__()
-        self.mover = mover
+        self.mover, self.tokens = mover, tokens
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
-            return self._fused(Kernel.fused(args, kwargs, out, None))
+            return self._fused(Kernel.fused(args, kwargs, out, self.tokens)).reshape(out.shape)
         if func in _SOFTMAX and out.ndim == 4:
             rows = self.mover.rows(out.shape[2], out.shape[3])
             out = out.clone()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from regard.doctor.kernel import Kernel, Reading
+from regard.doctor.kernel import Kernel, Reading, tokens_read
 from regard.doctor.parts import AttentionLayer
 from regard.errors import ModelError
 
@@ -60,9 +60,7 @@ class _Listener:
         refuse_compiling()
         if threading.get_ident() != self.thread:
             return
-        read = (kwargs.get("hidden_states"), *args, *kwargs.values())
-        given = [x for x in read if isinstance(x, Tensor) and x.ndim > 1]
-        calls = _Calls(given[0].shape[-2] if given else None, hasattr(module, "sinks"), self.differentiable)
+        calls = _Calls(tokens_read(args, kwargs), hasattr(module, "sinks"), self.differentiable)
         calls.__enter__()
         self.open.append(calls)
 
