@@ -111,6 +111,7 @@ def pick(tab, label, name):
 def test_it_opens_with_a_picture_looked_at(view, width, scheme):
     tab = view(width, color_scheme=scheme)
     answered(tab)
+    tab.locator("#why img").nth(3).wait_for()
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
     images = tab.locator(".rg-figure img")
     assert images.count() == 7
