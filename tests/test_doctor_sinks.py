@@ -223,7 +223,8 @@ def test_a_cache_that_forgets_moves_what_it_would_not_have_forgotten(kernel):
     window = {"model_type": "mistral", "sliding_window": 30, "use_sliding_window": True}
     config = transformers.LlavaConfig(**{**parts, "text_config": {**parts["text_config"], **window}})
     torch.manual_seed(0)
-    made = transformers.LlavaForConditionalGeneration._from_config(config, attn_implementation=kernel).eval()
+    kind: Any = transformers.LlavaForConditionalGeneration
+    made = kind._from_config(config, attn_implementation=kernel).eval()
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None
     made.generation_config.suppress_tokens = [tiny_vlms.IMAGE]

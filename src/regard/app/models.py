@@ -78,10 +78,11 @@ class Models:
 
     def _through(self, heard: Heard, name: str, budget: int, states: States) -> tuple[Answer, Any]:
         sight, vlm = heard.sight, _vlm(self.pocket, name)
+        bridge: Any = vlm.bridge
         decided = spent(heard, name, budget, states) if name in SELECTING[1:] else None
         with self._one_at_a_time:
             if decided is not None:
-                vlm.bridge.allocator = Decided(decided.allocation)
+                bridge.allocator = Decided(decided.allocation)
             answer, bridged = answered(vlm, name, sight.tokens, heard.question, heard.text, budget, sight.seconds)
         if decided is not None:
             answer.seconds["decide"] += decided.seconds

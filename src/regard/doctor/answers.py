@@ -254,7 +254,7 @@ def longer(model: Any, inputs: Mapping[str, Any], words: Int[Tensor, "b t"]) -> 
 def _images(given: Any, number: int) -> list[Image]:
     """Of a row. Raises DataError for what is no image."""
     several = list(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else [given]
-    found = [one.get("bytes") or one.get("path") if isinstance(one, Mapping) else one for one in several]
+    found: list[Any] = [one.get("bytes") or one.get("path") if isinstance(one, Mapping) else one for one in several]
     for one in found:
         if not isinstance(one, str | os.PathLike | bytes | PIL.Image.Image):
             got = "nothing" if one is None else type(one).__name__
