@@ -13,10 +13,10 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest $(APART)
 
-# what reaches into Hugging Face's models again, with the oldest transformers that pyproject.toml allows
+# the Hugging Face models again, with the oldest transformers that pyproject.toml allows
 oldest: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/oldest transformers==5.19.0
-	PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest tests/test_shorten.py tests/test_families.py tests/test_encoder.py tests/test_inside.py $(APART)
+	PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest tests/test_shorten.py tests/test_shorten_errors.py tests/test_shorten_traps.py tests/test_shorten_wrapped.py tests/test_families.py tests/test_encoder.py tests/test_inside.py tests/test_ask.py tests/test_tiled.py tests/test_shorten_relevance.py $(APART)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

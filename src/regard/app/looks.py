@@ -32,9 +32,8 @@ def looks(heard: Heard, names: Sequence[str], budget: int, states: States) -> tu
 def spent(heard: Heard, name: str, budget: int, states: States) -> Spent:
     """How one allocator spends the budget, decided once for the maps and for the answers."""
     key = (name, budget, states)
-    if key not in heard.spent:
-        while len(heard.spent) >= _KEPT:
-            heard.spent.pop(next(iter(heard.spent)))
+    decided = heard.spent.get(key)
+    if decided is None:
         start = time.perf_counter()
         if name == RELEVANCE:  # what was measured of this question serves every budget
             found = heard.realizer.decide(heard.measured, min(budget, heard.sight.count), states)
@@ -42,8 +41,10 @@ def spent(heard: Heard, name: str, budget: int, states: States) -> Spent:
         else:
             allocation, why = made(name, 0, states).allocate(heard.sight.tokens, heard.question, budget), None
         seconds = time.perf_counter() - start + heard.seconds * (name == RELEVANCE)
-        heard.spent[key] = Spent(allocation, why, seconds)
-    return heard.spent[key]
+        for old in list(heard.spent)[: 1 - _KEPT]:  # another event of the same user may do so at once
+            heard.spent.pop(old, None)
+        decided = heard.spent[key] = Spent(allocation, why, seconds)
+    return decided
 
 
 def _look(heard: Heard, name: str, budget: int, states: States) -> Look:

@@ -105,7 +105,6 @@ class Decided(NamedTuple):
     """In an allocator's place, what it has decided of the question already."""
 
     allocation: Allocation
-    needs: tuple[str, ...] = ()
 
     def allocate(self, tokens: VisualTokens, question: Question | None, budget: int) -> Allocation:
         """The decision."""

@@ -54,8 +54,11 @@ class Row:
 
     @property
     def images(self) -> list[Image]:
-        given = self.image
-        return [given] if isinstance(given, str | os.PathLike | bytes | PIL.Image.Image) else list(given)
+        """Of mappings, as `datasets` writes them, their bytes or path."""
+        several: Any = self.image
+        if not isinstance(several, Sequence) or isinstance(several, str | bytes):
+            several = [several]
+        return [one.get("bytes") or one.get("path") if isinstance(one, Mapping) else one for one in several]
 
     @property
     def key(self) -> str:
@@ -74,7 +77,11 @@ def rows_of(given: Iterable[Mapping[str, Any] | Row]) -> list[Row]:
             row = Row(row["image"], row["question"], row["answer"])
         if not all(isinstance(text, str) and text.strip() for text in (row.question, row.answer)):
             raise DataError(f"question and answer of row {number} must be words, got {row.question!r}, {row.answer!r}")
-        rows.append(replace(row, image=_images(row.image, number)))
+        for image in row.images:
+            if not isinstance(image, Image):
+                got = "nothing" if image is None else type(image).__name__
+                raise DataError(f"the image of row {number} must be a path, bytes or a picture, got {got}")
+        rows.append(row)
     if not rows:
         raise DataError("there are no rows to measure on: give some with image, question and answer")
     return rows
@@ -249,17 +256,6 @@ def longer(model: Any, inputs: Mapping[str, Any], words: Int[Tensor, "b t"]) -> 
     if across is not None:
         made["cross_attention_mask"] = torch.cat((across, across[:, -1:].expand(-1, words.shape[1], -1, -1)), dim=1)
     return {**inputs, **made, **types}
-
-
-def _images(given: Any, number: int) -> list[Image]:
-    """Of a row. Raises DataError for what is no image."""
-    several = list(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else [given]
-    found: list[Any] = [one.get("bytes") or one.get("path") if isinstance(one, Mapping) else one for one in several]
-    for one in found:
-        if not isinstance(one, str | os.PathLike | bytes | PIL.Image.Image):
-            got = "nothing" if one is None else type(one).__name__
-            raise DataError(f"the image of row {number} must be a path, bytes or a picture, got {got}")
-    return found
 
 
 def _key(image: Image) -> str:

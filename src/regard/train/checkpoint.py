@@ -48,11 +48,7 @@ class Checkpoint:
     @property
     def digest(self) -> str:
         """What tells the weights of one run from another's."""
-        total = hashlib.sha256()
-        for name in sorted(self.tensors):
-            if name.startswith("model."):
-                total.update(self.tensors[name].numpy().tobytes())
-        return total.hexdigest()[:16]
+        return digest(self.tensors[name] for name in sorted(self.tensors) if name.startswith("model."))
 
     def holding(self, model: nn.Module, optimizer: Optimizer, row: dict[str, float]) -> Self:
         """The next one: a copy of what the model and the optimizer hold now."""
