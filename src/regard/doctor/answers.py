@@ -58,7 +58,7 @@ class Row:
         several: Any = self.image
         if not isinstance(several, Sequence) or isinstance(several, str | bytes):
             several = [several]
-        return [one.get("bytes") or one.get("path") if isinstance(one, Mapping) else one for one in several]
+        return [(one.get("bytes") or one["path"]) if isinstance(one, Mapping) else one for one in several]
 
     @property
     def key(self) -> str:
