@@ -256,6 +256,26 @@ def test_no_square_matrix_is_made(kernel, square):
     assert bool(largest.found) == square
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("heads", [None, "mean"])
+def test_what_stays_of_a_call_lies_in_one_piece(heads):
+    """Small pieces between what a model frees after each layer keep that from being used again: they are its peak."""
+    model = language_model("llama", "sdpa")
+    first, second = prompt(), prompt() | {"input_ids": prompt()["input_ids"].flip(1)}
+    with regard.capture(model, heads=heads, queries=[20, 21]) as alone:
+        model(**second)
+    with regard.capture(model, heads=heads, queries=[20, 21]) as seen:
+        model(**first)
+        kept = [seen.weights(layer).clone() for layer in seen.layers]
+        model(**second)
+    for call in range(2):
+        assert len({seen.weights(layer, call).untyped_storage().data_ptr() for layer in seen.layers}) == 1
+        assert len({seen.of(layer, call).columns.data_ptr() for layer in seen.layers}) == 1
+    for layer in seen.layers:
+        assert torch.equal(seen.weights(layer, 0), kept[layer])
+        assert torch.equal(seen.weights(layer, 1), alone.weights(layer))
+
+
 def test_queries_that_ask_for_nothing_are_refused():
     model = language_model("llama", "sdpa")
     for wrong, said in [("first", "'first'"), ([], "whole numbers"), ([0.5], "whole numbers"), ([True], "whole")]:

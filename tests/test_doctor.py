@@ -291,6 +291,8 @@ def test_a_folder_without_a_processor(regard, models, tmp_path):
     assert found["masks"]["severity"] == "skipped"
     assert "there are no inputs, as the processor in " in found["masks"]["evidence"]
     assert "only the weights were looked at" in found["heads"]["evidence"]
+    assert found["heads"]["advice"] == "give a prompt with an image, or a folder with a processor"
+    assert all("huggingface.co" not in one["evidence"] for one in found.values())
 
 
 def test_usage_that_cannot_work(regard, folders, tmp_path):

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_GUESS = " If you were trying to load it from "
+
 
 class RegardError(ValueError):
     """Any error that a user of regard can mend."""
@@ -40,6 +42,6 @@ def loading(what: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The kind of an error and the first line of what it says, without what transformers guesses of it."""
+    lines = [line.strip().split(_GUESS)[0] for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

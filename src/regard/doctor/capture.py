@@ -59,7 +59,7 @@ def capture(
         _check(layer)
     if not dtype.is_floating_point:
         raise ModelError(f"rows are kept in floating point: give torch.float32 or torch.float16, not {dtype}")
-    watcher = _Watcher(opened, Seen(opened, part, every), checked(queries, part), heads, dtype)
+    watcher = _Watcher(opened, Seen(opened, part, every), checked(queries, part), heads, _Shelf(len(every), dtype))
     handles = watcher.hooked()
     try:
         with watching(every, watcher.tell):
@@ -70,11 +70,30 @@ def capture(
     watcher.check_read()
 
 
+class _Shelf:
+    """Memory for rows of one shape, of all layers in one piece: in pieces of their own they would lie between what the
+    model frees after each layer, which then could not serve the next.
+    """
+
+    def __init__(self, layers: int, dtype: torch.dtype) -> None:
+        self.layers, self.dtype = layers, dtype
+        self.room: dict[tuple[int, ...], list[Tensor]] = {}
+
+    def put(self, rows: Tensor) -> Tensor:
+        """The rows, in `dtype`."""
+        if rows.device.type != "cpu":  # whose allocator puts sizes apart
+            return rows.to(self.dtype)
+        room = self.room.setdefault(rows.shape, [])
+        if not room:
+            room.extend(torch.empty(self.layers, *rows.shape, dtype=self.dtype))
+        return room.pop().copy_(rows)
+
+
 class _Watcher:
     """Knows what the model is reading, and takes the rows that are asked for."""
 
-    def __init__(self, opened: Patient, seen: Seen, queries: Queries, heads: Heads, dtype: torch.dtype) -> None:
-        self.opened, self.seen, self.queries, self.dtype = opened, seen, queries, dtype
+    def __init__(self, opened: Patient, seen: Seen, queries: Queries, heads: Heads, shelf: _Shelf) -> None:
+        self.opened, self.seen, self.queries, self.shelf = opened, seen, queries, shelf
         self.heads: Any = [heads] if isinstance(heads, int) else heads
         if self.heads is not None and self.heads != "mean":
             self.heads = list(self.heads)
@@ -83,6 +102,7 @@ class _Watcher:
         self.thread = threading.get_ident()
         self.known: dict[str, Any] = {}
         self.step: Step | None = None
+        self.asked: dict[tuple, tuple[Tensor | None, Tensor | None]] = {}
         self.reached = -1
 
     def hooked(self) -> list[Any]:
@@ -115,6 +135,7 @@ class _Watcher:
         shape = read.shape[:2]
         cache = kwargs.get("past_key_values")
         self.step = self._step(tuple(shape), 0 if cache is None else int(cache.get_seq_length()))
+        self.asked = {}
         self.reached = max(self.reached, self.step.total - 1)
         self.known = {name: value for name, value in self.known.items() if name == "spliced"}
 
@@ -157,20 +178,33 @@ class _Watcher:
         if step is not None and step.real.shape[1] != queries:
             raise ModelError(f"{layer.name} attends from {queries} tokens and the model reads {step.real.shape[1]}")
         mean, heads = self.heads == "mean", None if self.heads == "mean" else _heads(self.heads, count, layer)
-        if self.queries == "mean":
-            real = None if step is None else step.real.to(reading.device)
-            columns = torch.full((batch, 1), -1, device=reading.device)
-            weights = reading.mean(real, heads)
+        key = (batch, queries, reading.device)
+        if key not in self.asked:
+            self.asked[key] = self._asked(step, *key)
+        index, columns = self.asked[key]
+        if columns is None:
+            return
+        if index is None:
+            weights = reading.mean(None if step is None else step.real.to(reading.device), heads)
         else:
-            index = self._index(step, batch, queries, reading.device)
-            if index is None:
-                return
-            columns = torch.where(index < 0, -1, index + (0 if step is None else step.past))
             weights = reading.rows(index, heads)
         weights = weights.mean(dim=1, keepdim=True) if mean else weights
         if step is not None and layer.part == "language":
             weights = weights[..., : step.total] if keys > step.total else F.pad(weights, (step.total - keys, 0))
-        self.seen.add(layer, Rows(weights.to(self.dtype), columns, 0 if step is None else step.past))
+        self.seen.add(layer, Rows(self.shelf.put(weights), columns, 0 if step is None else step.past))
+
+    def _asked(
+        self, step: Step | None, batch: int, queries: int, device: torch.device
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Which queries, None for the mean of all, and their columns, None where nothing is asked for: of all layers
+        of a call the same tensors, as even small ones that stay would break up what the model frees.
+        """
+        if self.queries == "mean":
+            return None, torch.full((batch, 1), -1, device=device)
+        index = self._index(step, batch, queries, device)
+        if index is None:
+            return None, None
+        return index, torch.where(index < 0, -1, index + (0 if step is None else step.past))
 
     def _index(self, step: Step | None, batch: int, queries: int, device: torch.device) -> Tensor | None:
         if step is not None:

@@ -65,7 +65,7 @@ class Case:
     def without(self, check: str) -> Finding:
         """Of a check that has found nothing in the weights, where there are no inputs to look further with."""
         reason = f"{self._why}: of this check only the weights were looked at, and nothing is wrong with them"
-        return Finding(check, "skipped", reason, "give a prompt with an image")
+        return Finding(check, "skipped", reason, "give a prompt with an image, or a folder with a processor")
 
     @property
     def images(self) -> bool:
