@@ -58,7 +58,10 @@ class Row:
         several: Any = self.image
         if not isinstance(several, Sequence) or isinstance(several, str | bytes):
             several = [several]
-        return [(one.get("bytes") or one["path"]) if isinstance(one, Mapping) else one for one in several]
+        images: list[Any] = [
+            one.get("bytes") or one.get("path") if isinstance(one, Mapping) else one for one in several
+        ]
+        return images
 
     @property
     def key(self) -> str:

@@ -30,15 +30,17 @@ def watching(layers: Sequence[AttentionLayer], tell: Told, differentiable: bool 
     differentiable: also where no parameter learns, what the kernels give can be differentiated by.
     """
     thread, handles = threading.get_ident(), []
+    listeners = [_Listener(layer, tell, thread, differentiable) for layer in layers]
     try:
-        for layer in layers:
-            listener = _Listener(layer, tell, thread, differentiable)
+        for layer, listener in zip(layers, listeners, strict=True):
             handles.append(layer.module.register_forward_pre_hook(listener.begin, with_kwargs=True))
             handles.append(layer.module.register_forward_hook(listener.end, prepend=True, always_call=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for listener in listeners:
+            listener.close()
 
 
 def refuse_compiling() -> None:
@@ -75,6 +77,12 @@ class _Listener:
                 self.tell(self.layer, Reading(tuple(calls.found)))
             finally:
                 _telling.now = False
+
+
+    def close(self) -> None:
+        """Stop, where a compiler took a module's beginning and left out its end."""
+        while self.open:
+            self.open.pop().__exit__(None, None, None)
 
 
 class _Calls(TorchFunctionMode):
