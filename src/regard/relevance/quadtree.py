@@ -183,22 +183,23 @@ def _energies(
 
 def _between(parts: Float[Tensor, "g 4 d"], counts: Int[Tensor, "g 4"]) -> Float[Tensor, "g 2 3"]:
     """Energies between halves, and within each half between its quarters: by rows first, and by columns first."""
-    quarters, sizes = parts.unbind(dim=1), counts.unbind(dim=1)
-    means = [total / n.clamp(min=1)[:, None].to(total.dtype) for total, n in zip(quarters, sizes, strict=True)]
-
-    def half(i: int, j: int) -> tuple[Tensor, Tensor]:
-        n = sizes[i] + sizes[j]
-        return (quarters[i] + quarters[j]) / n.clamp(min=1)[:, None].to(parts.dtype), n
-
-    def apart(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> Tensor:
-        (mean1, n1), (mean2, n2) = one, two
-        distance = torch.linalg.vector_norm(mean1 - mean2, dim=1).double().square()
-        return distance * (n1 * n2).double() / (n1 + n2).clamp(min=1)
-
-    a, b, c, d = zip(means, sizes, strict=True)
-    rows = (apart(half(0, 1), half(2, 3)), apart(a, b), apart(c, d))
-    columns = (apart(half(0, 2), half(1, 3)), apart(a, c), apart(b, d))
+    sums, sizes = parts.unbind(dim=1), counts.unbind(dim=1)
+    a, b, c, d = (_mean(total, n) for total, n in zip(sums, sizes, strict=True))
+    ab, cd, ac, bd = (_mean(sums[i] + sums[j], sizes[i] + sizes[j]) for i, j in ((0, 1), (2, 3), (0, 2), (1, 3)))
+    rows, columns = (_apart(ab, cd), _apart(a, b), _apart(c, d)), (_apart(ac, bd), _apart(a, c), _apart(b, d))
     return torch.stack((*rows, *columns), dim=1).unflatten(1, (2, 3))
+
+
+def _mean(total: Float[Tensor, "g d"], n: Int[Tensor, " g"]) -> tuple[Tensor, Tensor]:
+    """Of n tokens, beside n."""
+    return total / n.clamp(min=1)[:, None].to(total.dtype), n
+
+
+def _apart(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> Float[Tensor, " g"]:
+    """What two means differ by, squared, times n1 n2 / (n1 + n2)."""
+    (mean1, n1), (mean2, n2) = one, two
+    distance = torch.linalg.vector_norm(mean1 - mean2, dim=1).double().square()
+    return distance * (n1 * n2).double() / (n1 + n2).clamp(min=1)
 
 
 def _line(

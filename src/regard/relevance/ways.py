@@ -201,14 +201,10 @@ def transjectivity(
     table = torch.cat((asked.mean(dim=2, keepdim=True), bank), dim=2)
     real = valid[..., None].to(table.dtype)
     count = real.sum(dim=1, keepdim=True).clamp(min=1)
-
-    def spread(x: Tensor) -> Tensor:
-        return (x.square() * real).sum(dim=(1, 2)) / (count.flatten() * x.shape[2])
-
     table = table - (table * real).sum(dim=(1, 2), keepdim=True) / (count * table.shape[2])
     by_token, by_question = table.mean(dim=2, keepdim=True), (table * real).sum(dim=1, keepdim=True) / count
-    both = spread(table - by_token - by_question)
-    total = spread(table)
+    both = ((table - by_token - by_question).square() * real).sum(dim=(1, 2))
+    total = (table.square() * real).sum(dim=(1, 2))
     return torch.where(total > 0, both / torch.where(total > 0, total, 1), 0).clamp(0, 1)
 
 
