@@ -281,29 +281,51 @@ def test_classifiers_are_for_those_who_train_all(results):
     found = advise(asked, results)
     assert found.test == "images classified, search"
     names = [one.name for one in found.rankings[-1].order]
-    assert set(names) == {"gaze tokens", "FoveaTer", "self-attention"}
+    assert set(names) == {"gaze tokens", "FoveaTer", "FoveaTer, reading all", "self-attention"}
     assert found.lead is not None
-    assert found.lead.name == "self-attention"  # of the matrix that was made up, where it is the quickest
+    assert found.lead.title == "FoveaTer, reading all, foveater-all"
     assert found.lead.quality == 0
-    assert not found.lead.extrapolated
+    assert found.lead.extrapolated
     assert advise(replace(asked, train="bridge"), again(results)).lead is None
 
 
+def test_a_network_that_was_trained_has_its_own_time_and_memory(results):
+    """Not those of another one of its name."""
+    order = advise(Asked(512, "detail", train="all"), results).rankings[-1].order
+    data = json.loads((results.path / "foveated.json").read_text())
+    rows = {row["name"]: row["value"] for row in data["rows"]}
+    for name, row in (("FoveaTer", "foveater"), ("FoveaTer, reading all", "foveater-all"), ("gaze tokens", "gaze")):
+        (one,) = [one for one in order if one.name == name]
+        assert one.latency == pytest.approx(rows[f"search, {row}: one image"] / 1e3)
+        assert one.memory == pytest.approx(rows[f"search, {row}: memory of one image"] * 2**20)
+        assert not one.extrapolated
+    change(results.path, "foveated", lambda data: data["rows"].remove(_row(data, "search, gaze: one image")))
+    ranking = advise(Asked(512, "detail", train="all"), again(results)).rankings[-1]
+    assert "gaze tokens" not in [one.name for one in ranking.order]
+    assert any("gaze tokens: no results have a time" in line for line in ranking.test.left_out)
+
+
+def _row(data, name):
+    (found,) = [row for row in data["rows"] if row["name"] == name]
+    return found
+
+
 def test_a_time_between_those_measured_is_by_the_fitted_power(results):
-    asked = Asked(300, "detail", latency=0.3, train="all", batch=2)
+    asked = Asked(300, "global", latency=0.3, train="all", batch=2)
     ranking = advise(asked, results).rankings[-1]
-    (one,) = [one for one in ranking.order if one.name == "gaze tokens"]
+    (one,) = [one for one in ranking.order if one.name == "recurrent (RAM)"]
     (time,) = [figure for figure in one.figures if figure.of == "time"]
-    seconds = 4 * 1e-6 * 196**2 * 2 * (300 / 224) ** 4
+    seconds = 6 * 1e-6 * 196**2 * 2 * (300 / 224) ** 4
     assert time.value == pytest.approx(seconds)
     assert time.kind == "extrapolated"
     assert (
-        "gaze tokens/224/1, x 2 for the batch, x (n / n there)^2.00, fitted; between the measured sizes" in time.source
+        "recurrent (RAM)/224/1, x 2 for the batch, x (n / n there)^2.00, fitted; between the measured sizes"
+        in time.source
     )
     assert one.tokens == round(196 * (300 / 224) ** 2)
-    beyond_all = advise(Asked(1000, "detail", latency=99.0, train="all"), again(results)).rankings[-1].order[0]
+    beyond_all = advise(Asked(1000, "global", latency=99.0, train="all"), again(results)).rankings[-1].order[0]
     assert "beyond the measured sizes" in beyond_all.figures[1].source
-    eight = advise(Asked(448, "detail", train="all", batch=8), again(results)).rankings[-1].order
+    eight = advise(Asked(448, "global", train="all", batch=8), again(results)).rankings[-1].order
     assert all(one.figures[1].kind == "measured" for one in eight)
 
 

@@ -89,7 +89,7 @@ def test_the_code_for_a_classifier(tmp_path, name):
     ]
     from dataclasses import replace
 
-    one = replace(ranking.order[0], name=name)
+    one = replace(ranking.order[0], name=name, setting="")
     code = start(Asked(90, "detail"), one)
     names = run(code, {})
     assert names["seen"].logits.shape == (1, 10)

@@ -147,14 +147,14 @@ def test_a_matrix_of_another_schema_and_one_that_was_cut_off(results):
     matrix = results / "matrix.jsonl"
     text = matrix.read_text()
     matrix.write_text(text[:-40])
-    found = advise(Asked(224, "detail", train="all"), Results(results))
+    found = advise(Asked(224, "global", train="all"), Results(results))
     assert "results/matrix.jsonl: the last line was cut off and is left out" in found.missing
     matrix.write_text(text.replace('"schema": 1', '"schema": 2'))
     with pytest.raises(DataError, match="is of schema 2, this version reads schema 1"):
-        advise(Asked(224, "detail", train="all"), Results(results))
+        advise(Asked(224, "global", train="all"), Results(results))
     matrix.write_text(text.replace('"seconds": ', '"seconds": "x", "was": '))
     with pytest.raises(DataError, match="line 1, seconds: expected a number, got 'x'"):
-        advise(Asked(224, "detail", train="all"), Results(results))
+        advise(Asked(224, "global", train="all"), Results(results))
 
 
 def test_mechanisms_without_their_table_or_a_column(results):

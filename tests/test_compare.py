@@ -121,6 +121,9 @@ def test_a_last_line_that_was_cut_off_is_said_and_left_out(tmp_path):
         ('{"id": 1, "x": 1}\n{"id": 2, "x":\n', r"line 2 is not JSON"),
         ("[1]\n", r"line 1 is list, not an object"),
         ('{"id": 1, "x": NaN}\n', r"line 1: NaN is no number"),
+        ('{"id": 1, "x": 1e400}\n', r"line 1: 1e400 is no number"),
+        ('{"id": 1, "x": ' + 400 * "9" + "}\n", r"line 1: 99999999999999999999 is no number"),
+        ('{"id": 1, "x": -' + 5000 * "9" + "}\n", r"line 1: -9999999999999999999 is no number"),
         ('\n{"x": 1}\n', r"line 2 has no id: expected \"id\" .*, got the keys x"),
         ('{"id": true, "x": 1}\n', r"line 1 has no id"),
         ('{"id": 1}\n{"id": 2}\n{"id": 1}\n', r"has 1 ids more than once, such as 1"),
@@ -167,7 +170,7 @@ def test_the_command_prints_a_table_or_json(regard, tmp_path):
     assert "1 items unpaired" in out
     assert err.startswith("regard: ")
     assert "cut off" in err
-    for line in (("--resamples", 3), ("--metric", " , "), ("--seed", -1)):
+    for line in (("--resamples", 3), ("--resamples", 10**12), ("--metric", " , "), ("--seed", -1)):
         code, _, err = regard("bench", "compare", a, b, *line)
         assert code == 2
         assert err.count("\n") == 1

@@ -17,6 +17,7 @@ from regard.bench.matrix import cells
 from regard.bench.scaling import Power, powers, series, table
 from regard.bench.summary import figures, tables
 from regard.bench.tail import TAIL
+from regard.errors import DataError
 from regard.report.scaling import matrix_page, multiples, pareto, scaling
 
 ROOT = Path(__file__).parent.parent
@@ -115,6 +116,14 @@ def test_figures_have_the_powers_the_speeds_and_the_tail():
     }
 
 
+def test_the_committed_table_has_all_accuracies_of_the_results():
+    table = json.loads((ROOT / "results" / "matrix.json").read_text())["tables"]["accuracy"]
+    told = "run regard bench matrix --summary"
+    assert {(row[1], row[2]) for row in table["rows"]} == {(one.what, one.task) for one in points(ROOT / "results")}, (
+        told
+    )
+
+
 def test_accuracies_are_those_of_the_results_and_none_are_made_up(tmp_path):
     assert points(tmp_path) == []
     given = {"task": "fashion", "glimpses": 6, "glimpse": 8, "scales": 1, "seed": 3}
@@ -122,6 +131,11 @@ def test_accuracies_are_those_of_the_results_and_none_are_made_up(tmp_path):
     rows += [
         {"name": "mnist, 6 glimpses, one run an image", "value": 1.0}
     ]  # of no run in the notes: its cost is unknown
+    (tmp_path / "ram.json").write_text(json.dumps({"rows": rows, "notes": {"ram-0": given}}))
+    for broken in ({"rows": rows, "notes": {"ram-0": "six glimpses"}}, {"rows": rows}, {"rows": 3, "notes": {}}):
+        (tmp_path / "ram.json").write_text(json.dumps(broken))
+        with pytest.raises(DataError, match=r"ram.json' is not as this version writes it"):
+            points(tmp_path)
     (tmp_path / "ram.json").write_text(json.dumps({"rows": rows, "notes": {"ram-0": given}}))
     (found,) = points(tmp_path)
     assert (found.mechanism, found.task, found.accuracy, found.best) == ("recurrent (RAM)", "fashion", 79.5, True)

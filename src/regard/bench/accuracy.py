@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from regard.bench.advise.classified import READS_ALL
+from regard.errors import DataError
 from regard.mechanisms.cascade import Cascade
 from regard.mechanisms.looker import Looker
 from regard.mechanisms.recurrent import COPIES, RecurrentAttention
@@ -36,9 +38,13 @@ def points(results: Path) -> list[Point]:
     for name, read in _READERS.items():
         file = results / f"{name}.json"
         if file.exists():
-            data = json.loads(file.read_text())
-            rows = {row["name"]: row["value"] for row in data["rows"]}
-            found += [replace(point, source=f"results/{name}.json") for point in read(data, rows)]
+            try:
+                data = json.loads(file.read_text())
+                rows = {row["name"]: row["value"] for row in data["rows"]}
+                found += [replace(point, source=f"results/{name}.json") for point in read(data, rows)]
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                why = f"measure it again ({error})"
+                raise DataError(f"{str(file)!r} is not as this version writes it: {why}") from error
     front = [replace(one, best=not any(_beats(other, one) for other in found)) for one in found]
     return sorted(front, key=lambda one: (one.task, one.macs))
 
@@ -77,7 +83,7 @@ def _dynamic(data: dict[str, Any], rows: dict[str, float]) -> Iterator[Point]:
 
 def _foveated(data: dict[str, Any], rows: dict[str, float]) -> Iterator[Point]:
     """Rows that say what is right, each beside one that says the cost."""
-    kinds = {"gaze": "gaze tokens", "foveater-all": "self-attention", "foveater": "FoveaTer"}
+    kinds = {"gaze": "gaze tokens", "foveater-all": READS_ALL, "foveater": "FoveaTer"}
     kinds |= {"all tokens": "self-attention", "plain": "self-attention", "peripheral": "peripheral (PerViT)"}
     for name, right in rows.items():
         about = re.match(r"(\w+), (.+): right(?:, mean of \d+ seeds)?$", name)
@@ -110,9 +116,8 @@ def _mechanisms(data: dict[str, Any], rows: dict[str, float]) -> Iterator[Point]
         row = dict(zip(table["columns"], values, strict=True))
         right = next(text for name, text in row.items() if name.startswith("right"))
         what = f"{row['mechanism']}, {row['tokens']} tokens"
-        yield Point(
-            row["mechanism"], what, "questions on scenes", float(right.split()[0]), float(row["M MACs"]) * 1e6, ""
-        )
+        name = {"qformer": "Q-Former"}.get(row["mechanism"], row["mechanism"])  # as the matrix calls it
+        yield Point(name, what, "questions on scenes", float(right.split()[0]), float(row["M MACs"]) * 1e6, "")
 
 
 def _made(kind: type[Looker], about: dict[str, Any]) -> Any:

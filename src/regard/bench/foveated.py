@@ -5,6 +5,8 @@ that is predicted, and FoveaTer; on Fashion-MNIST PerViT beside the same ViT at 
 trained yet, or not to its end, is trained first, into a folder of runs.
 """
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +18,12 @@ from torch import Tensor
 from regard.bench.results import Row, medians, provenance, publish
 from regard.bench.tasks.data import data
 from regard.mechanisms.foveated import FoveaTer
-from regard.mechanisms.gaze_vit import centre_of
+from regard.mechanisms.gaze_vit import GazeViT, centre_of
 from regard.mechanisms.looker import Looked, Looker
 from regard.train.data import Data
 from regard.train.foveated import train_foveater, train_gaze, train_pervit
 from regard.train.loop import Recipe, for_transformers
+from regard.vlm.measure import PeakMemory
 
 SEEDS = (0, 1, 2)
 AT_ONCE = 50
@@ -30,6 +33,8 @@ AGAINST = (  # a twin that reads everything, what is beside it, and how many poi
     ("foveater-all", "foveater, first fixation given", 3),
     ("foveater-all", "foveater", 2),
 )
+TIMED = ("gaze-all", "gaze", "foveater-all", "foveater")
+SIDE = 512  # pixels of a side of the search task's images
 GAZE = {"dim": 96, "depth": 3, "heads": 4, "view": 128}
 FOVEA = {"dim": 96, "depth": 2, "heads": 4, "glimpses": 4, "threshold": 0.9, "backbone": "efficientnet"}
 PERIPHERY = {"dim": 32, "depth": 4, "heads": 4, "patch": 4}
@@ -77,6 +82,28 @@ def main(runs: Path, only: tuple[str, ...] = (), told: Callable[[str], None] = l
     rows = [*_search(models, given.get("search")), *_fashion(models, given.get("fashion"))]
     notes = {name: {**run.arguments, **vars(run.recipe), "start": run.start} for name, run in RUNS.items()}
     publish("foveated", f"regard bench foveated --runs {runs}", rows, made, seed=0, notes=notes, write=not only)
+
+
+def memory(told: Callable[[str], None] = lambda line: None) -> None:
+    """Measure what the search task's networks hold, untrained, and add it to results/foveated.json."""
+    made, rows = provenance(), []
+    for name in TIMED:
+        told(name)
+        line = [sys.executable, "-m", "regard.bench.foveated", name]  # a process of its own, whose peak is its own
+        held = float(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
+        rows.append(Row(f"search, {name}: memory of one image", held, "MiB"))
+    publish("foveated", "regard bench foveated", rows, made, seed=0, add=True)
+
+
+@torch.no_grad()
+def held(name: str) -> float:
+    """MiB that a run's network and one look at an image take, none stopping early, in a process that has neither."""
+    run, before = RUNS[name], PeakMemory(torch.device("cpu"))
+    model = GazeViT(**run.arguments) if run.learn is train_gaze else FoveaTer(**{**run.arguments, "threshold": 1.0})
+    model.eval().look(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))
+    assert before.peak is not None, "this system does not count peaks"
+    assert before.before is not None
+    return (before.peak - before.before) / 2**20
 
 
 def trained(name: str, given: Data, runs: Path, told: Callable[[str], None] = lambda line: None) -> Looker:
@@ -171,7 +198,7 @@ def against(found: dict[str, dict[str, float]]) -> list[Row]:
 def _seconds(models: dict[str, Looker], given: Data) -> list[Row]:
     """Wall-clock of one image, one after the other."""
     image, work = given.test[:1], {}
-    for name in ("gaze-all", "gaze", "foveater-all", "foveater"):
+    for name in TIMED:
         if name in models:
             work[name] = lambda model=models[name]: model.look(image)
     if "gaze" in models:
@@ -197,3 +224,7 @@ def _fashion(models: dict[str, Looker], given: Data | None) -> list[Row]:
         better = sum(right["peripheral"]) / len(right["peripheral"]) - sum(right["plain"]) / len(right["plain"])
         rows.append(Row("fashion, peripheral less plain attention", better, "points", ">= 0"))
     return rows
+
+
+if __name__ == "__main__":
+    print(held(sys.argv[1]))

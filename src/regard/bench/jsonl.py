@@ -1,6 +1,7 @@
 """Results as JSON lines: one object a line, of one schema. A last line that was cut off is kept, and said."""
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def read_lines(path: str | os.PathLike) -> Lines:
     rows, numbers = [], []
     for number, line in lines:
         try:
-            row = json.loads(line, parse_constant=_refused)
+            row = json.loads(line, parse_constant=_refused, parse_float=_finite, parse_int=_finite_int)
         except _NotFiniteError as error:
             raise DataError(f"{str(path)!r}, line {number}: {error} is no number: leave the key out, or null") from None
         except json.JSONDecodeError as error:
@@ -70,3 +71,13 @@ class _NotFiniteError(ValueError):
 
 def _refused(name: str) -> float:
     raise _NotFiniteError(name)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refused(text[:20])
+
+
+def _finite_int(text: str) -> int:
+    _finite(text)
+    return int(text)

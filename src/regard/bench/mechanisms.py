@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from regard.bench.advise.candidates import KINDS as GROUPS
 from regard.bench.results import Row, medians, provenance, publish
 from regard.bench.tasks.asked.wording import KINDS
 from regard.bench.tasks.seen import Batch, Sights
@@ -147,6 +148,16 @@ def compared(found: Asking, budget: int) -> list[Row]:
     return rows
 
 
+def grouped(found: Asking, name: str, budget: int | None) -> dict[str, list[float]]:
+    """Of the groups of kinds that advice is asked about, the percent that is right, and its interval."""
+    there = {group: kinds for group, kinds in GROUPS.items() if set(kinds) & set(found.kinds)}
+    right = found.right[name, budget]
+    return {
+        group: [round(x, 2) for x in (found.rate(name, budget, kinds), *found.interval(right, kinds))]
+        for group, kinds in there.items()
+    }
+
+
 def main(
     model: Pocket, sights: Sights, split: str, command: str, told: Callable[[str], None] = lambda line: None
 ) -> None:
@@ -154,7 +165,7 @@ def main(
     made, found = provenance(), asking(model, sights, told=told)
     there = [kind for kind in KINDS if kind in found.kinds]
     side = sights.sides()[len(sights.sides()) // 2]
-    alone, rows, table = sights.batch(side[:1]), [], []
+    alone, rows, table, groups = sights.batch(side[:1]), [], [], {}
     one, many = (first_words(model, sights, BUDGETS, size) for size in (1, AT_ONCE))
     single, several = medians(one, 9), medians(many, 3)
     for name in MECHANISMS:
@@ -168,6 +179,7 @@ def main(
             whole = f"{found.rate(name, budget):.1f} ({low:.1f} to {high:.1f})"
             costed = [f"{costs['parameters'] / 1e3:.0f}", f"{costs['macs'] / 1e6:.0f}"]
             table.append([name, str(budget or "all"), whole, *kinds, *costed, *times])
+            groups[f"{name}, {budget or 'all'} tokens"] = grouped(found, name, budget)
     for budget in BUDGETS[:3]:
         rows += compared(found, budget)
     columns = [
@@ -182,5 +194,5 @@ def main(
         "MiB of 64",
     ]
     tables = {"mechanisms": {"columns": columns, "rows": table}}
-    notes = {"questions": len(found.kinds), "scenes": len(np.unique(found.scenes)), "split": split}
+    notes = {"questions": len(found.kinds), "scenes": len(np.unique(found.scenes)), "split": split, "groups": groups}
     publish("mechanisms", command, rows, made, seed=0, notes=notes, tables=tables, write=split == "test")

@@ -38,7 +38,7 @@ class Power:
 
 def powers(rows: Iterable[Row], batch: int = 1) -> dict[tuple[str, str], Power]:
     """Of each mechanism with three resolutions or more at this batch size, by its name and what is fitted."""
-    cells = [row for row in rows if row["kind"] == "cell" and row["batch"] == batch and "seconds" in row]
+    cells = [row for row in rows if row.get("kind") == "cell" and row["batch"] == batch and "seconds" in row]
     found = {}
     for mechanism in MECHANISMS:
         own = sorted((row for row in cells if row["mechanism"] == mechanism.name), key=lambda row: row["resolution"])
@@ -80,7 +80,7 @@ def series(rows: Sequence[Row], batch: int = 1) -> dict[str, list[tuple[float, f
     """For a picture: of each mechanism its n, and the milliseconds of an image with their quartiles, as they would be
     if the machine's matrix product had been as fast in all cells as in their median.
     """
-    cells = [row for row in rows if row["kind"] == "cell" and row["batch"] == batch and "seconds" in row]
+    cells = [row for row in rows if row.get("kind") == "cell" and row["batch"] == batch and "seconds" in row]
     usual = statistics.median(row["matmul"] for row in cells) if cells else 1.0
     found: dict[str, list[tuple[float, float, float, float]]] = {}
     for row in sorted(cells, key=lambda row: row["resolution"]):

@@ -30,7 +30,7 @@ def figures(rows: Sequence[Row], found: dict[tuple[str, str], Power]) -> list[Fi
             speed = statistics.median(row[name] for row in timed) / 1e9
             shown.append(Figure(f"{_PROBES[name]}, median over the cells", speed, unit))
     for row in rows:
-        if row["kind"] == "tail" and "times" in row:
+        if row.get("kind") == "tail" and "times" in row:
             shown += _tail(row)
     return shown
 
@@ -50,7 +50,7 @@ def _tail(row: Row) -> list[Figure]:
 
 def tables(rows: Sequence[Row], found: dict[tuple[str, str], Power], points: Sequence[Point]) -> dict[str, Table]:
     """By name, each of columns and rows of text."""
-    cells = [row for row in rows if row["kind"] == "cell"]
+    cells = [row for row in rows if row.get("kind") == "cell"]
     return {
         "scaling": table(found),
         "time": _by_size(cells, _time),

@@ -101,14 +101,18 @@ def foveated(
         "runs/foveated"
     ),
     only: Annotated[str | None, typer.Option(help="Parts of names of runs, by commas: shown, not written.")] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Only what the networks hold, untrained: a minute.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Gaze tokens, FoveaTer and PerViT beside their twins that read everything. Hours, where nothing is trained yet."""
-    from regard.bench.foveated import main
+    from regard.bench import foveated as bench_foveated
 
     with Progress(quiet) as stage:
-        main(runs, tuple(names_in(only) or ()), stage)
+        if memory:
+            bench_foveated.memory(stage)
+        else:
+            bench_foveated.main(runs, tuple(names_in(only) or ()), stage)
 
 
 @bench.command()

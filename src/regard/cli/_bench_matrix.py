@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from regard.bench.compare import Comparison
     from regard.bench.scaling import Power
 
+MOST = 1_000_000  # resamples of the bootstrap
 QUIET = "6"  # of torch's profiler, which takes peak memory: it says on stderr when it starts and stops
 
 
@@ -27,6 +28,9 @@ def matrix(
     quick: Annotated[bool, typer.Option("--quick", help="Four sizes, few rounds, nothing written.")] = False,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="On a GPU by CUDA events.")] = "cpu",
     threads: Annotated[int, typer.Option(help="Of torch on the CPU.")] = 1,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Measure nothing: sum up the file again, beside the other results.")
+    ] = False,
     only: Annotated[str | None, typer.Option(help="Parts of names, by commas: shown, not summed up.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="JSON lines, gone on with.", show_default="results/matrix.jsonl")
@@ -54,6 +58,11 @@ def matrix(
     name = "matrix" if device == "cpu" else f"matrix-{device}"
     path = out or Path("results") / f"{name}.jsonl"
     check_writable(path.parent)
+    if summary:
+        from regard.bench.jsonl import read_lines
+
+        _summed_up(list(read_lines(path).rows), name, path, quick or only is not None)
+        return
     todo, limits = cells(quick, names_in(only) or ()), QUICK if quick else Limits(gmacs, gib)
     with tempfile.TemporaryDirectory() as folder, Progress(quiet) as stage:
         place = Path(folder) / "quick.jsonl" if quick else path
@@ -72,9 +81,9 @@ def _summed_up(rows: list[dict[str, Any]], name: str, path: Path, shown: bool) -
 
     found, trained = powers(rows), points(Path("results"))
     tabled, device = tables(rows, found, trained), "" if name == "matrix" else " --device cuda"
-    last = next(row for row in reversed(rows) if row["kind"] == "cell")
+    last = next(row for row in reversed(rows) if row.get("kind") == "cell")
     made = provenance() | {key: last[key] for key in ("date", "commit", "machine")}
-    notes = {"cells": sum(row["kind"] == "cell" for row in rows), "of": len(cells())}
+    notes = {"cells": sum(row.get("kind") == "cell" for row in rows), "of": len(cells())}
     publish(
         name,
         f"regard bench matrix{device}",
@@ -136,8 +145,8 @@ def compare(
 
     Lines hold "id" and numbers or true/false, such as {"id": "q7", "right": true, "seconds": 0.21}.
     """
-    if resamples < 100 or seed < 0:
-        raise UsageError(f"--resamples must be at least 100 and --seed 0 or more, got {resamples} and {seed}")
+    if not 100 <= resamples <= MOST or seed < 0:
+        raise UsageError(f"--resamples must be from 100 to {MOST:,} and --seed 0 or more, got {resamples} and {seed}")
     names = names_in(metric)
     if names == []:
         raise UsageError(f"--metric must be keys separated by commas, got {metric!r}")

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,16 +34,20 @@ def claims(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """What the survey claims, and whether it holds: figures from results/ of the current folder, and computed now."""
+    """What the survey claims, and whether it holds: figures from results/, of the package where the current folder has
+    none, and computed now.
+    """
     chosen = _chosen(only, verdict)
     if run:
         from regard.bench.claims.experiments import main
 
         with Progress(quiet) as stage:
             main(stage)
+    from regard.bench.advise.sources import folder
     from regard.bench.claims import ruled
 
-    rows = [row for row in map(ruled, chosen) if verdict in (None, row.verdict)]
+    results = Path("results") if Path("results").is_dir() else folder()
+    rows = [row for row in (ruled(one, results) for one in chosen) if verdict in (None, row.verdict)]
     if as_json:
         typer.echo(json.dumps([row.plain() for row in rows], ensure_ascii=False))
     elif len(rows) == 1:

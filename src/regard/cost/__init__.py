@@ -18,6 +18,9 @@ def names() -> dict[str, tuple[str, ...]]:
     return {group: tuple(table(group)) for group in GROUPS}
 
 
+LARGEST = 10**9  # of what can be asked
+
+
 def of(
     name: str,
     resolution: int | None = None,
@@ -41,9 +44,11 @@ def of(
     known = found(name)
     assert known is not None
     for what, value in {"batch": batch, "resolution": resolution, "tokens": tokens, "text": text}.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        whole = value is None or (isinstance(value, int) and not isinstance(value, bool))
+        if value is not None and not (whole and 1 <= value <= LARGEST):
             kind = BudgetError if what == "tokens" else ShapeError
-            raise kind(f"{what} must be a whole number of at least 1, got {value!r}")
+            got = repr(value) if len(repr(value)) < 20 else f"one of {len(repr(value))} characters"
+            raise kind(f"{what} must be a whole number from 1 to {LARGEST:,}, got {got}")
     if convention not in CONVENTIONS:
         raise ModelError(f"no convention is named {convention!r}: there are {', '.join(CONVENTIONS)}")
     options = {"resolution": resolution, "tokens": tokens, "text": text, "layer": layer}

@@ -126,6 +126,8 @@ class Decoder:
         facts.add("kv_cache_bytes", BYTES * batch * language.kv_cache(tokens), "bytes")
         facts.add("activation_bytes", BYTES * batch * language.peak(tokens), "bytes")
         facts.notes.append(f"a prompt of {count} tokens, visual ones among them; --text takes another number")
+        if asked.convention != "divprune":
+            facts.notes.append("prefill_tflops: 2 x MACs; of a model of DivPrune's table, as that counts")
         return facts
 
 

@@ -13,6 +13,7 @@ from regard.report.page import _ascii, _digest, _template
 
 Curve = Sequence[tuple[float, float, float, float]]  # tokens, and a cost with its quartiles
 Dot = tuple[str, float, float, bool]  # a name, cost, accuracy, and whether no other is as good for as little
+NAMED = 16  # dots of a panel that have a name each
 MARKS = "osD^v<>PX*"
 _IN_POINTS: Any = {"textcoords": "offset points"}
 
@@ -60,7 +61,9 @@ def multiples(curves: Mapping[str, Curve], notes: Mapping[str, str], cost: str, 
 
 
 def pareto(tasks: Mapping[str, Sequence[Dot]]) -> bytes:
-    """A panel for each task: accuracy over multiply-accumulates, from the cheapest on; those on the front joined."""
+    """A panel for each task: accuracy over multiply-accumulates, from the cheapest on; those on the front are joined,
+    and of many they alone have their names.
+    """
     columns = min(2, max(1, len(tasks)))
     rows = max(1, -(-len(tasks) // columns))
     figure = _figure(7 * columns, 3.6 * rows)
@@ -68,7 +71,10 @@ def pareto(tasks: Mapping[str, Sequence[Dot]]) -> bytes:
     for panel, (task, dots) in zip(panels, tasks.items(), strict=False):
         front = sorted((cost, right) for _, cost, right, best in dots if best)
         panel.plot([cost for cost, _ in front], [right for _, right in front], color="#0a58ad", linewidth=1)
-        for number, (name, cost, right, best) in enumerate(sorted(dots, key=lambda dot: (dot[1], dot[2])), 1):
+        named = [dot for dot in sorted(dots, key=lambda dot: (dot[1], dot[2])) if dot[3] or len(dots) <= NAMED]
+        for _, cost, right, _ in dots:
+            panel.plot(cost, right, marker="o", color="#bbbbbb", markersize=4, linestyle="")
+        for number, (name, cost, right, best) in enumerate(named, 1):
             colour, aside = "#0a58ad" if best else "#777777", (4, 3) if number % 2 else (-9, -9)
             panel.plot(cost, right, marker="o", color=colour, markersize=5, linestyle="", label=f"{number}  {name}")
             panel.annotate(str(number), (cost, right), fontsize=7, color=colour, xytext=aside, **_IN_POINTS)

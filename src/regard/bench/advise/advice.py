@@ -97,7 +97,8 @@ def _assumed(asked: Asked, results: Results, found: list[Ranking]) -> list[str]:
         lines.append("a batch takes as many times as long as one, where it was not measured")
     if any(one.test.unit == "points" for one in found):
         lines.append(
-            "classifiers are of 4 blocks of width 192, without a language model; early exits are not counted on"
+            "classifiers have no language model: of small images the matrix's, 4 blocks of width 192, early exits not "
+            "counted on; of a thing on a photo the networks that were trained for it"
         )
     if asked.device == "gpu" and host.file is None:
         lines.append(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from regard.bench.advise.asked import Questions
-from regard.bench.advise.deciding import deciding
+from regard.bench.advise.deciding import AS_ON_CPU, deciding, growing
 from regard.bench.advise.growth import cells_of, power
 from regard.bench.advise.host import TEXT, Host
 from regard.bench.advise.sources import FILES, Figure, number_in
@@ -135,39 +135,46 @@ def answered(host: Host) -> Test:
     file, asked = "mechanisms.json", host.asked.questions
     rows = host.results.table(file, "mechanisms")
     try:
-        made = [(row["mechanism"], _bridged(host, row, rows)) for row in rows]
+        candidates = [_bridged(host, row, rows) for row in rows]
     except KeyError as error:
         raise DataError(f"results/{file} has no column {error}: run {FILES[file]}") from error
-    candidates = [one for _, one in made if one is not None]
-    left_out = _named(UNTIMED, {name for name, one in made if one is None})
     kinds = ", ".join(KINDS[asked]) or "all"
     what = f"percent of answers right, kinds: {kinds}; scenes of 448 to 1024 px"
-    return Test("questions answered", "%", what, tuple(candidates), tuple(left_out))
+    return Test("questions answered", "%", what, tuple(candidates))
 
 
-def _bridged(host: Host, row: dict[str, str], rows: list[dict[str, str]]) -> Candidate | None:
+def _bridged(host: Host, row: dict[str, str], rows: list[dict[str, str]]) -> Candidate:
     file, name, kinds = "mechanisms.json", row["mechanism"], KINDS[host.asked.questions]
     where = f"table mechanisms, {name}, {row['tokens']} tokens"
-    whole = next((text for column, text in row.items() if column.startswith("right")), "")
-    value = statistics.fmean(number_in(row[kind], file, f"{where}, {kind}") for kind in kinds) if kinds else None
-    right = number_in(whole, file, f"{where}, right") if value is None else value
-    ends = [float(end) for end in whole.partition("(")[2].rstrip(")").split(" to ")] if "(" in whole else []
-    between = (ends[0], ends[1]) if len(ends) == 2 and not kinds else None
+    right, between = _right(host, row, where)
     figure = Figure("right", right, "%", f"results/{file}: {where}{', ' if kinds else ''}{'/'.join(kinds)}")
     if name == ALL:
         return _everything(host, right, figure.source, "measured", "%", between)
-    tokens = round(number_in(row["tokens"], file, where))
-    own = deciding(host, name) if name in names()["allocators"] else _bridging(host, row, rows, where)
-    if own is None:
-        return None
+    tokens, own = round(number_in(row["tokens"], file, where)), _bridging(host, row, rows, where)
     return _made(host, name, "bridge", f"{tokens} tokens", tokens, between, (figure, *_taken(host, tokens, own)))
+
+
+def _right(host: Host, row: dict[str, str], where: str) -> tuple[float, tuple[float, float] | None]:
+    """The percent of the asked kinds that is right, and its interval where one was kept."""
+    file, kinds = "mechanisms.json", KINDS[host.asked.questions]
+    if not kinds:
+        whole = next((text for column, text in row.items() if column.startswith("right")), "")
+        ends = [float(end) for end in whole.partition("(")[2].rstrip(")").split(" to ")] if "(" in whole else []
+        return number_in(whole, file, f"{where}, right"), (ends[0], ends[1]) if len(ends) == 2 else None
+    groups = host.results.data(file)["notes"].get("groups", {})
+    try:
+        right, low, high = groups[f"{row['mechanism']}, {row['tokens']} tokens"][host.asked.questions]
+    except (KeyError, TypeError, ValueError):
+        return statistics.fmean(number_in(row[kind], file, f"{where}, {kind}") for kind in kinds), None
+    return right, (low, high)
 
 
 def _bridging(host: Host, row: dict[str, str], rows: list[dict[str, str]], where: str) -> Figure:
     """A bridge's own seconds: what it takes beyond the quickest that only selects, at the sizes that are asked about.
 
-    They grow with the product of the widths, and with the tokens as in the matrix where it has the same mechanism;
-    glimpses and a cascade's pooling read each token once.
+    What selects grows with the tokens as its decision does, and with the encoder's width; what makes new tokens with
+    the product of the widths, and with the tokens as in the matrix where it has the same mechanism; glimpses and a
+    cascade's pooling read each token once. On a GPU only products of matrices are taken to be quicker.
     """
     file, name = "mechanisms.json", row["mechanism"]
     selecting = [
@@ -176,16 +183,22 @@ def _bridging(host: Host, row: dict[str, str], rows: list[dict[str, str]], where
         if other["tokens"] == row["tokens"] and other["mechanism"] in names()["allocators"]
     ]
     spent = max(0.0, number_in(row["ms alone"], file, where) - min(selecting, default=0.0)) / 1e3
-    fitted = None
-    if name in _SAME and host.results.has("matrix.jsonl"):
-        fitted = power(cells_of(host.results, _SAME[name]), "seconds")
-    exponent, how = (1.0, "by its formula") if fitted is None else (fitted, "fitted to results/matrix.jsonl")
-    wider = host.model.vision.dim * host.model.language.hidden / (_EYE * _HIDDEN)
-    seconds = spent * (host.tokens / GRID) ** exponent * wider * host.asked.batch / host.faster
+    wider, fitted = host.model.vision.dim / _EYE, None
+    if name in names()["allocators"]:
+        exponent, how = growing(host, name, GRID, host.tokens)
+    else:
+        wider *= host.model.language.hidden / _HIDDEN
+        if name in _SAME and host.results.has("matrix.jsonl"):
+            fitted = power(cells_of(host.results, _SAME[name]), "seconds")
+        exponent, how = (1.0, "by its formula") if fitted is None else (fitted, "fitted to results/matrix.jsonl")
+    faster = host.faster if name in _SAME else 1.0
+    seconds = spent * (host.tokens / GRID) ** exponent * wider * host.asked.batch / faster
     source = f"results/{file}: {where}, ms alone less the quickest that selects"
     source += f", x (N / {GRID})^{exponent:.2f} {how}, x {wider:.3g} for the widths"
-    if host.faster != 1:
-        source += f", / {host.faster:.3g}: products of matrices of {host.speed_source}"
+    if faster != 1:
+        source += f", / {faster:.3g}: products of matrices of {host.speed_source}"
+    elif host.asked.device == "gpu":
+        source += f", {AS_ON_CPU}"
     return Figure(f"bridge, {name}", seconds, "s", source, "extrapolated")
 
 

@@ -1,8 +1,9 @@
 """Mechanisms that are trained from the encoder on, by the images that they classify right.
 
-Each is compared with the best run of its task (of the same file, where there is one) that reads every patch: quality is
-the points that it is above it. Time and memory are the matrix's, of 4 blocks of width 192; where a mechanism may stop
-early, as if it never did.
+Each is compared with the best run of its task (of the same file, where there is one) that reads everything: quality is
+the points that it is above it. Of small images time and memory are the matrix's, of 4 blocks of width 192; where a
+mechanism may stop early, as if it never did. Of a thing on a large photo they are those of the networks that were
+trained, which the same file has at the size of the photo; what it has not timed is not ranked.
 """
 
 from functools import cache
@@ -11,13 +12,23 @@ from pathlib import Path
 from regard.bench.advise.candidates import Candidate, Test
 from regard.bench.advise.growth import at, cells_of
 from regard.bench.advise.host import Host
-from regard.bench.advise.sources import Figure
+from regard.bench.advise.sources import Figure, Kind
 
 CELLS = {
     "FoveaTer": "FoveaTer, never sure",
     "A-ViT": "A-ViT, nothing halts",
     "cascade": "cascade, no exit",
 }
+# of the search task's networks: their row of time and memory, and whether these grow with the pixels
+_OWN = {
+    "all tokens": ("gaze-all", True),
+    "gaze predicted": ("gaze", False),
+    "foveater": ("foveater", True),
+    "foveater-all": ("foveater-all", True),
+}
+READS_ALL = "FoveaTer, reading all"  # FoveaTer's twin
+_PLAIN = ("self-attention", READS_ALL)
+_SIDE = 512  # pixels of a side of the search task's photos
 READ = ("ram.json", "dynamic.json", "foveated.json", "cascade.json")
 _POCKET = "questions on scenes"  # the pocket model's, which another test ranks
 _TOLD = ("given", "random policy", "10 runs")  # runs that were told where to look, did not learn it, or look ten times
@@ -37,24 +48,50 @@ def fashion(host: Host) -> Test:
 def _classified(host: Host, task: str, said: str) -> Test:
     """The best run of each mechanism in a task."""
     runs = [run for run in _points(host) if run[2] == task]
-    plain = [run for run in runs if run[0] == "self-attention"]
+    plain = [run for run in runs if run[0] in _PLAIN]
     candidates, left_out, best = [], [], {}
     for run in runs:
         twins = [one for one in plain if one[4] == run[4]] or plain
         apart = run[3] - max((one[3] for one in twins), default=float("inf"))
-        if not any(word in run[1] for word in _TOLD) and apart > best.get(run[0], (float("-inf"),))[0]:
+        left = any(word in run[1] for word in _TOLD) or (task == "search" and run[1] not in _OWN)
+        if not left and apart > best.get(run[0], (float("-inf"),))[0]:
             best[run[0]] = (apart, run)
     for apart, run in best.values():
-        one = _candidate(host, apart, run)
+        one = (_own if task == "search" else _of_matrix)(host, apart, run)
         if one is None:
-            left_out.append(f"{run[0]}: results/matrix.jsonl has no time of it from which this size follows")
+            left_out.append(f"{run[0]}: no results have a time and memory of it from which this size follows")
         else:
             candidates.append(one)
-    what = f"points above the best run of {task} that reads every patch: {said}"
+    what = f"points above the best run of {task} that reads everything: {said}"
     return Test(f"images classified, {task}", "points", what, tuple(candidates), tuple(left_out))
 
 
-def _candidate(host: Host, apart: float, run: Run) -> Candidate | None:
+def _own(host: Host, apart: float, run: Run) -> Candidate | None:
+    """By the run's own network, at the size that it was trained for."""
+    mechanism, what, task, accuracy, source = run
+    file, (row, grows) = "foveated.json", _OWN[what]
+    names = [f"{task}, {row}: one image", f"{task}, {row}: memory of one image", f"{task}, {what}: tokens"]
+    found = [host.results.row(file, name) for name in names]
+    if None in found:
+        return None
+    took, held, tokens = (value or 0.0 for value in found)
+    pixels, batch = (host.asked.resolution / _SIDE) ** 2 if grows else 1.0, host.asked.batch
+    same = pixels == batch == 1 and host.faster == 1
+    how = "" if pixels == 1 else f", x {pixels:.3g} for the pixels"
+    how += "" if batch == 1 else f", x {batch} for the batch"
+    moved = "" if host.faster == 1 else f", / {host.faster:.3g}: products of matrices of {host.speed_source}"
+    kind: Kind = "measured" if same else "extrapolated"
+    figures = (
+        Figure(f"right, {task}", accuracy, "%", f"{source}: {what}"),
+        Figure("time", took / 1e3 * pixels * batch / host.faster, "s", f"results/{file}: {names[0]}{how}{moved}", kind),
+        Figure("memory", held * 2**20 * pixels * batch, "bytes", f"results/{file}: {names[1]}{how}", kind),
+    )
+    seconds, held = figures[1].value, figures[2].value
+    return Candidate(mechanism, "classifier", what, round(tokens * pixels), apart, None, seconds, held, figures)
+
+
+def _of_matrix(host: Host, apart: float, run: Run) -> Candidate | None:
+    """By the same mechanism as the matrix measured it."""
     mechanism, what, task, accuracy, source = run
     own = host.asked.device == "gpu" and host.results.has("matrix-cuda.jsonl")
     cells = cells_of(host.results, CELLS.get(mechanism, mechanism), "matrix-cuda.jsonl" if own else "matrix.jsonl")

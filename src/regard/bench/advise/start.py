@@ -35,6 +35,8 @@ with torch.no_grad():
     seen = looker.look(torch.zeros(1, 3, {side}, {side}, dtype=torch.uint8){more})
 print(seen.logits.argmax(dim=1), seen.tokens, seen.macs)
 """
+_GAZE = "from regard.mechanisms.gaze_vit import GazeViT"
+_FOVEATER = "from regard.mechanisms.foveated import FoveaTer"
 _VISION = "from regard.attention.vision import VisionTransformer\nfrom regard.mechanisms.dynamic import wrap"
 _WRAPPED = 'wrap(VisionTransformer({side}, 16, 192, 4, 3, 768), "{kind}")'
 _MADE = {  # imports, the classifier, and how it is trained
@@ -42,8 +44,14 @@ _MADE = {  # imports, the classifier, and how it is trained
     "DynamicViT": (_VISION, _WRAPPED.replace("{kind}", "dynamicvit"), "dynamicvit"),
     "EViT": (_VISION, _WRAPPED.replace("{kind}", "evit"), "evit"),
     "A-ViT": (_VISION, _WRAPPED.replace("{kind}", "avit"), "avit"),
-    "gaze tokens": ("from regard.mechanisms.gaze_vit import GazeViT", "GazeViT(10, 3, 192, 4, 3)", "gaze"),
-    "FoveaTer": ("from regard.mechanisms.foveated import FoveaTer", "FoveaTer(10, 3, 192, 4, 3, 4)", "foveater"),
+    "gaze tokens, gaze predicted": (_GAZE, "GazeViT(10, 3, 96, 3, 4, view=128)", "gaze"),
+    "self-attention, all tokens": (_GAZE, 'GazeViT(10, 3, 96, 3, 4, reading="all")', "gaze"),
+    "FoveaTer, foveater": (_FOVEATER, 'FoveaTer(10, 3, 96, 2, 4, 4, backbone="efficientnet")', "foveater"),
+    "FoveaTer, reading all, foveater-all": (
+        _FOVEATER,
+        'FoveaTer(10, 3, 96, 2, 4, 4, regions="all", backbone="efficientnet")',
+        "foveater",
+    ),
     "peripheral (PerViT)": (
         "from regard.mechanisms.pervit import PerViT",
         "PerViT(10, 3, {side}, 16, 192, 4, 3)",
@@ -88,7 +96,7 @@ def _bridge(one: Candidate) -> str:
 
 
 def _classifier(asked: Asked, one: Candidate) -> str:
-    imports, made, command = _MADE[one.name]
+    imports, made, command = _MADE[one.title]
     side = -(-asked.resolution // 32) * 32  # what patches of both scales divide
     more = ", copies=1" if command == "ram" else ""
     how = f"untrained: regard train {command} --help"

@@ -14,9 +14,10 @@ from typing import Any
 
 from regard.errors import DataError
 
+_BENCHES = ("allocators", "cascade", "dynamic", "foveated", "layers", "matrix", "mechanisms", "ram")
 COMMANDS = {
     "claims": "regard claims --run",
-    **{name: f"regard bench {name}" for name in ("allocators", "cascade", "dynamic", "foveated", "layers", "ram")},
+    **{name: f"regard bench {name}" for name in _BENCHES},
     **{name: f"python -m regard.bench.{name}" for name in ("relevance", "selectors", "shorten", "speed")},
 }
 NOW = "computed by `regard claims`"
