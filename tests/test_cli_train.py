@@ -25,11 +25,12 @@ def small(monkeypatch):
 
 
 def test_a_run_is_written_and_not_trained_twice(regard, small, tmp_path):
-    code, out, _ = regard(*LINE, "--out", tmp_path / "run")
+    code, out, err = regard(*LINE, "--out", tmp_path / "run")
     assert code == 0
     assert out.startswith("test error ")
+    assert re.findall(r"^regard: epoch (\d): loss [\d.]+, [\d.]+ % right$", err, re.M) == ["1", "2"]  # for a log
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert names == ["curves.png", "history.csv", LAST, "metrics.json"]
+    assert names == ["curves.png", "history.csv", LAST, "lock", "metrics.json"]
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert 0 <= metrics["test_error"] <= 100
     assert metrics["macs"] > 0

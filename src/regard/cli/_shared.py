@@ -86,6 +86,12 @@ class Progress:
             self.status.stop()
 
 
+def logged(quiet: bool, line: str) -> None:
+    """Say a line on stderr where it is no terminal, which would show it as it happens: for logs of long runs."""
+    if not quiet and not sys.stderr.isatty():
+        typer.echo(f"regard: {line}", err=True)
+
+
 def names_in(text: str | None) -> list[str] | None:
     """Names separated by commas; None where nothing was given."""
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]

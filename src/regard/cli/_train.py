@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from regard.cli._shared import Progress, check_writable
+from regard.cli._shared import Progress, check_writable, logged
 from regard.errors import ModelError
 
 train = typer.Typer(no_args_is_help=True, help="Train a mechanism that looks; an interrupted run goes on.")
@@ -123,7 +123,9 @@ def _run(
         shown = [0.0]
 
         def tell(epoch: int, done: int, loss: float, accuracy: float) -> None:
-            if time.perf_counter() - shown[0] > 0.2:
+            if done == given.count:
+                logged(quiet, f"epoch {epoch}: loss {loss:.4f}, {100 * accuracy:.2f} % right")
+            elif time.perf_counter() - shown[0] > 0.2:
                 shown[0] = time.perf_counter()
                 share = f"{100 * done // given.count:3d} %"
                 stage(f"epoch {epoch}, {share}: loss {loss:.4f}, {100 * accuracy:.2f} % right")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from regard.cli._shared import Progress, check_writable, hush
+from regard.cli._shared import Progress, check_writable, hush, logged
 from regard.cli._train import Batch, Debug, Epochs, Quiet, Rate, Seed, train
 
 Scenes = Annotated[Path, typer.Option(help="Folder of the scenes as the eye sees them, made where it has none.")]
@@ -31,10 +31,12 @@ def pocket(
 
     with Progress(quiet) as stage:
         given = recipe.scenes(scenes, "train", "val", told=stage)
-        shown = [0.0]
+        shown, count = [0.0], sum(map(len, given["train"].sides()))
 
         def tell(epoch: int, done: int, loss: float, accuracy: float) -> None:
-            if time.perf_counter() - shown[0] > 0.2:
+            if done == count:
+                logged(quiet, f"epoch {epoch}: loss {loss:.4f}, {100 * accuracy:.1f} % right")
+            elif time.perf_counter() - shown[0] > 0.2:
                 shown[0] = time.perf_counter()
                 stage(f"epoch {epoch}, {done} questions: loss {loss:.4f}, {100 * accuracy:.1f} % right")
 

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from regard.errors import DataError, ModelError
-from regard.files import write_all
+from regard.files import locked, sweep, write_all
 from regard.mechanisms.looker import Looker
 from regard.train.checkpoint import LAST, Checkpoint, complete
 from regard.train.data import Data
 
+HISTORY = "history.csv"
 Step = Callable[[Tensor, torch.Generator, float], tuple[Tensor, Tensor]]
 Tell = Callable[[int, int, float, float], None]
 
@@ -80,13 +81,21 @@ def fit(
     step(index, generator, done) gives the mean loss of a batch and how many of it were right; index: the places of its
     samples among `count`; done: the share of all steps that are made. about: kind, arguments and settings of the run.
     tell(epoch, samples, loss, accuracy): called for every step. Raises ModelError where a loss or a weight is not
-    finite, and DataError where the folder holds another run.
+    finite, and DataError where the folder holds another run, or another process is at work in it.
     """
+    with locked(folder / "lock"):
+        sweep(folder, (LAST, HISTORY))
+        return _fitted(model, step, count, recipe, folder, about, tell)
+
+
+def _fitted(
+    model: nn.Module, step: Step, count: int, recipe: Recipe, folder: Path, about: Checkpoint, tell: Tell
+) -> Checkpoint:
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=recipe.decay, fused=True)
     state = _found(folder, about, type(model))
     if state.epoch:
         state.restore(model, optimizer)
-        write_all(folder, {"history.csv": _csv(state.history)})
+        write_all(folder, {HISTORY: _csv(state.history)})
     steps = -(-count // recipe.batch)
     for epoch in range(state.epoch, recipe.epochs):
         generator = torch.Generator().manual_seed((1_000_003 * recipe.seed + epoch) % 2**63)
@@ -112,7 +121,7 @@ def fit(
         row = {"epoch": epoch + 1, "loss": losses / seen, "accuracy": right / seen}
         state = state.holding(model, optimizer, {**row, "seconds": round(time.perf_counter() - start, 2)})
         state.save(folder / LAST)
-        write_all(folder, {"history.csv": _csv(state.history)})
+        write_all(folder, {HISTORY: _csv(state.history)})
     model.eval()
     return state
 

@@ -1,12 +1,11 @@
 """A run on disk: what learns, the optimizer and the history in one safetensors file, and one run a folder at a time."""
 
 import csv
-import fcntl
 import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regard.errors import DataError, ModelError
+from regard.files import locked as held
 from regard.files import write_whole
 from regard.train.checkpoint import optimizer_tensors, read, restore_optimizer
 
@@ -128,30 +128,17 @@ def locked(path: Path, team: Any, wait: bool = False) -> Iterator[None]:
     """
     from accelerate.utils import broadcast_object_list
 
-    handle, problem = None, ""
-    if team.is_main_process:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = path.open("a+")
-            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            handle.truncate(0)
-            handle.write(str(os.getpid()))
-            handle.flush()
-        except BlockingIOError:
-            owner = path.read_text().strip() or "unknown"
-            problem = (
-                f"another run (process {owner}) is at work in {str(path.parent)!r}: wait, or choose another folder"
-            )
-        except OSError as error:
-            problem = f"cannot write to {str(path.parent)!r}: {error.strerror or error}: choose another place"
-    problem = broadcast_object_list([problem])[0]
-    try:
+    with ExitStack() as stack:
+        problem = ""
+        if team.is_main_process:
+            try:
+                stack.enter_context(held(path, wait))
+            except DataError as error:
+                problem = str(error)
+        problem = broadcast_object_list([problem])[0]
         if problem:
             raise DataError(problem)
         yield
-    finally:
-        if handle is not None:
-            handle.close()
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from regard.errors import DataError
 
+LONGEST = 1800.0  # seconds that fetching may take
 Told = Callable[[str], object]
 
 
@@ -31,21 +32,30 @@ def kept(what: str, name: str, sha256: str, command: Sequence[str], refusal: str
         told(f"fetching {what} into {folder}, once")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            got = _fetched(command, Path(place), refusal)
+            wrong = _difference(what, sha256, got.read_bytes())
+            if wrong:
+                raise DataError(f"{wrong}: get that version")
+            got.replace(target)
     except OSError as error:
         raise DataError(f"cannot write to {str(folder)!r}: {error.strerror}: set XDG_CACHE_HOME") from error
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        try:
-            subprocess.run(command, cwd=place, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise DataError(refusal) from error
-        got = next(Path(place).iterdir(), None)
-        if got is None:
-            raise DataError(refusal)
-        wrong = _difference(what, sha256, got.read_bytes())
-        if wrong:
-            raise DataError(f"{wrong}: get that version")
-        got.replace(target)
     return target
+
+
+def _fetched(command: Sequence[str], place: Path, refusal: str) -> Path:
+    """The file that the command puts into its folder."""
+    try:
+        subprocess.run(command, cwd=place, check=True, capture_output=True, text=True, timeout=LONGEST)
+    except subprocess.CalledProcessError as error:
+        said = [line.strip() for line in (error.stderr or "").splitlines() if line.strip()]
+        raise DataError(f"{refusal} ({said[-1][:200]})" if said else refusal) from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DataError(refusal) from error
+    got = next(place.iterdir(), None)
+    if got is None:
+        raise DataError(refusal)
+    return got
 
 
 def checked(what: str, sha256: str, path: Path) -> bytes:

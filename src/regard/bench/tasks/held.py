@@ -57,7 +57,6 @@ def search(read: Callable[[Tensor], Tensor], name: str, folder: Path, told: Told
             if not path.exists():
                 batch = made.search(_CHUNK, SIDE, SEEDS[split], split, start)
                 features = torch.cat([read(some).half() for some in batch.images.split(10)])
-                folder.mkdir(parents=True, exist_ok=True)
                 write_whole(path, save({"features": features, "labels": batch.labels, "boxes": batch.boxes}))
             if told:
                 told(f"read the {part} images: {start + _CHUNK - first} of {count}")
