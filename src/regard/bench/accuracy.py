@@ -116,7 +116,7 @@ def _mechanisms(data: dict[str, Any], rows: dict[str, float]) -> Iterator[Point]
         row = dict(zip(table["columns"], values, strict=True))
         right = next(text for name, text in row.items() if name.startswith("right"))
         what = f"{row['mechanism']}, {row['tokens']} tokens"
-        name = {"qformer": "Q-Former"}.get(row["mechanism"], row["mechanism"])  # as the matrix calls it
+        name = "Q-Former" if row["mechanism"] == "qformer" else row["mechanism"]  # as the matrix calls it
         yield Point(name, what, "questions on scenes", float(right.split()[0]), float(row["M MACs"]) * 1e6, "")
 
 
