@@ -90,7 +90,7 @@ def test_the_commands_give_the_recipes_what_they_say(tmp_path, monkeypatch):
         f"vit --backbone {base}",
         f"dynamicvit --backbone {base} --keep 0.6 --ratio 3 --distill 1",
         f"evit --backbone {base} --rate 0.1",
-        f"avit --backbone {base} --gate 4 --centre 2 --ponder 0.5 --prior 0.25",
+        f"avit --backbone {base} --gate 4 --centre 2 --ponder 0.5 --prior 0.25 --depth 0.5",
     ):
         result = CliRunner().invoke(app, ["train", *line.split(), "--out", out])
         assert result.exit_code == 0, result.output
@@ -101,6 +101,6 @@ def test_the_commands_give_the_recipes_what_they_say(tmp_path, monkeypatch):
     assert (plain[2].epochs, plain[2].seed) == (3, 2)
     assert [given[0] for given in (again, pruned, fused, halted)] == ["vit", "dynamicvit", "evit", "avit"]
     assert all(given[1] == Path(base) for given in (again, pruned, fused, halted))
-    assert (pruned[2], pruned[-1]) == ({"keep": 0.6}, (3.0, 1.0))
+    assert (pruned[2], pruned[-2]) == ({"keep": 0.6}, (3.0, 1.0))
     assert fused[4].rate == 0.1
-    assert (halted[2], halted[-1]) == ({"gate": 4.0, "centre": 2.0}, (0.5, 0.25))
+    assert (halted[2], *halted[-2:]) == ({"gate": 4.0, "centre": 2.0}, (0.5, 0.25), 0.5)

@@ -105,7 +105,7 @@ WRONG = {
     "vit": "patch=0 patch=-1 patch=5 patch=56 dim=0 dim=-8 depth=0 depth=-1 heads=0 heads=7 backbone=none task=search",
     "dynamicvit": "keep=0 keep=nan ratio=nan ratio=-1 distill=inf",
     "evit": "keep=2 keep=nan backbone=none",
-    "avit": "gate=nan centre=inf ponder=nan prior=-1",
+    "avit": "gate=nan centre=inf ponder=nan prior=-1 depth=0 depth=1.5 depth=nan",
 }
 
 

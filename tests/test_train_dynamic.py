@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from regard.errors import DataError, ModelError
+from regard.mechanisms import avit
 from regard.mechanisms.dynamic import KINDS
 from regard.train.checkpoint import LAST, Checkpoint, looker
 from regard.train.data import Data, evaluate, jittered
@@ -39,6 +40,22 @@ def backbone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("backbone")
     train_backbone(SIZES, task(), Recipe(20, batch=16, rate=3e-3), folder)
     return folder
+
+
+def test_patches_are_to_halt_about_the_depth_that_is_asked_for(backbone, tmp_path, monkeypatch):
+    asked, prior = [], avit.prior
+
+    def noted(blocks: int, centre: float):
+        asked.append(centre / blocks)
+        return prior(blocks, centre)
+
+    monkeypatch.setattr(avit, "prior", noted)
+    run = Recipe(1, batch=16)
+    for share in ({}, {"depth": 0.25}):
+        train("avit", backbone, {}, task(), run, tmp_path / str(len(share)), **share)
+    assert sorted({round(share, 3) for share in asked}) == [0.25, 0.667]
+    kept = [Checkpoint.load(tmp_path / name / LAST).settings.get("depth") for name in "01"]
+    assert kept == [None, 0.25]
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

@@ -84,8 +84,9 @@ def avit(
     task: Task = "fashion",
     gate: Annotated[float, typer.Option(help="What the first channel is multiplied by.")] = 5.0,
     centre: Annotated[float, typer.Option(help="What is then taken from it.")] = 7.5,
-    ponder: Annotated[float, typer.Option(help="Weight of the loss of the depth.")] = 0.002,
-    prior: Annotated[float, typer.Option(help="Weight of the loss of its distribution.")] = 0.1,
+    ponder: Annotated[float, typer.Option(help="Weight of the loss of the depth; the paper: 0.0005.")] = 0.002,
+    prior: Annotated[float, typer.Option(help="Weight of the loss of its distribution; the paper: 0.001.")] = 0.1,
+    depth: Annotated[float, typer.Option(help="Share of the blocks after which most patches are to halt.")] = 2 / 3,
     epochs: Epochs = 5,
     seed: Seed = 0,
     batch: Batch = 128,
@@ -96,7 +97,7 @@ def avit(
 ) -> None:
     """A-ViT: each patch halts at a depth of its own."""
     arguments = {"gate": gate, "centre": centre}
-    _from("avit", backbone, arguments, task, (epochs, seed, batch, rate), out, quiet, (ponder, prior))
+    _from("avit", backbone, arguments, task, (epochs, seed, batch, rate), out, quiet, (ponder, prior), depth)
 
 
 def _from(
@@ -108,10 +109,16 @@ def _from(
     out: Path | None,
     quiet: bool,
     weights: tuple[float, float] | None = None,
+    depth: float = 2 / 3,
 ) -> None:
     from regard.train.dynamic import train as learn
     from regard.train.loop import Recipe
 
     folder = out or Path(f"regard-{kind}-{task}")
     whole = Recipe(*recipe, decay=0.05, clip=1.0)
-    _run(task, folder, quiet, lambda data, tell: learn(kind, backbone, arguments, data, whole, folder, tell, weights))
+    _run(
+        task,
+        folder,
+        quiet,
+        lambda data, tell: learn(kind, backbone, arguments, data, whole, folder, tell, weights, depth),
+    )

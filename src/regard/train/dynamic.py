@@ -18,6 +18,7 @@ from regard.train.checkpoint import Checkpoint, looker
 from regard.train.data import Data
 from regard.train.loop import Recipe, Step, Tell, begun, fit, silent
 
+DEPTH = 2 / 3  # of the blocks
 Forward = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
@@ -46,13 +47,17 @@ def train(
     folder: Path,
     tell: Tell = silent,
     weights: tuple[float, float] | None = None,
+    depth: float = DEPTH,
 ) -> ViTLooker:
     """Train one on from the plain classifier of a run's folder, or go on. arguments: of its class, but for the vision.
 
     kind: "vit" for the plain classifier itself, which shows what more training alone gives. weights: of its two losses
     beside the cross-entropy, by default the paper's: ratio and distillation of DynamicViT, ponder and depth of A-ViT.
-    Raises as `fit`, DataError for weights below 0, and ModelError where the folder holds another mechanism.
+    depth: of A-ViT, the share of the blocks after which most patches are to halt. Raises as `fit`, DataError for
+    weights below 0 and a depth outside (0, 1], and ModelError where the folder holds another mechanism.
     """
+    if not 0 < depth <= 1:
+        raise DataError(f"depth must be a share of the blocks above 0 and at most 1, got {depth}")
     if weights is not None and not all(0 <= weight < math.inf for weight in weights):
         raise DataError(f"the weights of the losses must be numbers from 0 on, got {weights[0]} and {weights[1]}")
     torch.manual_seed(recipe.seed)
@@ -63,14 +68,15 @@ def train(
     arguments = {**start.arguments, **arguments}
     model = KINDS[kind](**arguments)
     model.load_state_dict(teacher.state_dict(), strict=False)  # all but what predicts
-    losses = {} if weights is None else {"weights": list(weights)}
+    losses: dict[str, Any] = {} if weights is None else {"weights": list(weights)}
+    losses |= {} if depth == DEPTH else {"depth": depth}
     about = begun(model, arguments, data, recipe, backbone=start.digest, **losses)
-    forward = _forward(model, teacher, weights)
+    forward = _forward(model, teacher, weights, depth)
     fit(model, _step(forward, data), data.count, recipe, folder, about, tell)
     return model
 
 
-def _forward(model: ViTLooker, teacher: StaticViT, weights: tuple[float, float] | None) -> Forward:
+def _forward(model: ViTLooker, teacher: StaticViT, weights: tuple[float, float] | None, depth: float) -> Forward:
     """Logits and loss of a batch."""
     given = () if weights is None else weights
 
@@ -84,8 +90,8 @@ def _forward(model: ViTLooker, teacher: StaticViT, weights: tuple[float, float] 
 
     def adaptive(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         seen: avit.Pondered = model(images)
-        depth = len(model.blocks)
-        return seen.logits, avit.loss(seen, labels, avit.prior(depth, depth * 2 / 3), *given)
+        blocks = len(model.blocks)
+        return seen.logits, avit.loss(seen, labels, avit.prior(blocks, blocks * depth), *given)
 
     def plain(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         logits = model(images) if model.name == "evit" else model(images)[0]
