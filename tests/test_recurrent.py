@@ -2,14 +2,16 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 from regard.errors import ShapeError
-from regard.mechanisms.recurrent import RecurrentAttention, loss, noise, retina
+from regard.mechanisms.recurrent import COPIES, RecurrentAttention, loss, noise, retina
 
 
 def by_hand(images, at, size, scales):
@@ -207,3 +209,11 @@ def test_a_random_policy_looks_anywhere():
     quarters = (seen.locations[:, 1:] + 1).mul(2).floor().flatten(0, 1)
     counts = torch.histc(quarters[:, 0] * 4 + quarters[:, 1], 16, 0, 16)
     assert float((counts / counts.sum() * 16 - 1).abs().max()) < 0.15
+
+
+def test_what_ten_runs_spend_stands_beside_ten_readings_of_all():
+    model = RecurrentAttention(classes=3, glimpses=2, glimpse=8, hidden=8).eval()
+    trace = model.see(Image.fromarray(np.zeros((28, 28), dtype=np.uint8))).record.trace
+    assert trace is not None
+    assert trace.macs == COPIES * model.macs
+    assert trace.macs_full == COPIES * model.full_macs(28, 28)

@@ -46,12 +46,13 @@ class Looker(nn.Module, ABC):
     """A trained classifier that chooses where to look.
 
     name: of the mechanism. narrows: everything is read at first and less at each stage, so that `Looked.stages` say at
-    which a region was read last, not first. channels: of its pixels. side: pixels of a side that it was made for, None
-    for any size.
+    which a region was read last, not first. runs: how many over an image have their mean as the answer. channels: of
+    its pixels. side: pixels of a side that it was made for, None for any size.
     """
 
     name: ClassVar[str]
     narrows: ClassVar[bool] = False
+    runs: ClassVar[int] = 1
     channels: int
     side: int | None = None
 
@@ -63,7 +64,7 @@ class Looker(nn.Module, ABC):
 
     @abstractmethod
     def full_macs(self, height: int, width: int) -> int:
-        """What reading all of an image of this size would take by the same kind of network."""
+        """What reading all of an image of this size once would take by the same kind of network."""
 
     def look_at(self, pixels: Tensor, fixations: Float[Tensor, "b 2"], seed: int = 0) -> Looked:
         """Look at a batch, first at these places, x and y in [-1, 1]. Raises ModelError where none are taken."""
@@ -109,7 +110,7 @@ class Looker(nn.Module, ABC):
             prompt_tokens=0,
             seconds={"look": round(seconds, 4)},
             made=made_by(seed),
-            trace=self._trace(looked, self.full_macs(*pixels.shape[2:]), labels),
+            trace=self._trace(looked, self.runs * self.full_macs(*pixels.shape[2:]), labels),
         )
         return Seen(tokens, "prediction", record)
 

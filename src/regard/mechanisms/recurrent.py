@@ -68,6 +68,7 @@ class RecurrentAttention(Looker):
     """
 
     name = "ram"
+    runs = COPIES
 
     def __init__(
         self,
