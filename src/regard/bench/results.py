@@ -88,7 +88,7 @@ def publish(
 def added(data: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """A file's new content, and of what it held before all that the new one has not: rows, notes and tables."""
     new = {row["name"] for row in data["rows"]}
-    made = {"made": {key: before[key] for key in ("date", "commit", "machine")}}
+    made = {"made": {key: before[key] for key in ("date", "commit", "machine") if key in before}}
     older = [made | row for row in before["rows"] if row["name"] not in new]
     parts = {part: before.get(part, {}) | data.get(part, {}) for part in ("notes", "tables")}
     return data | {"rows": [*data["rows"], *older]} | {part: value for part, value in parts.items() if value}
