@@ -1,7 +1,6 @@
 """Writing files so that nothing half-written is ever seen: to temporary files beside the targets, then renamed."""
 
 import errno
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -52,6 +51,8 @@ def locked(path: str | os.PathLike, wait: bool = False) -> Iterator[None]:
 
     wait: until another lets go. Raises DataError where another holds it, and where it cannot be written.
     """
+    import fcntl  # which Windows has not, where all else of this file works
+
     place = Path(path)
     where = str(place.parent)
     with ExitStack() as stack:
