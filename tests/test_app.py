@@ -160,21 +160,61 @@ def test_a_question_is_measured_once_and_dials_hold_what_they_are_given(desk, se
     assert np.abs(maps[0] - maps[1]).mean() > 1
 
 
+def wired(desk):
+    """What events call, without a page."""
+    from regard.app.page import _Wires
+
+    wires = object.__new__(_Wires)
+    wires.service = SimpleNamespace(desk=desk)  # pyright: ignore
+    return wires
+
+
+def test_what_was_asked_before_says_nothing_after_the_newest(desk, session):
+    """Two runs of one user end in any order; those of two users have nothing to do with each other."""
+    from regard.app.page import _Turns, gr
+
+    wires, turns = wired(desk), _Turns()
+    said = ("where is the star?", 16, "pocket", "relevance", "grid")
+    free, fixed = (*said, [], 0.5, 0.5, 0.5), (*said, ["scope"], 0.0, 0.5, 0.5)
+    older = wires.move(turns, session.sight, None, *free)
+    other = wires.move(_Turns(), session.sight, None, *free)
+    assert any(value != gr.skip() for value in next(older)), "its maps are there"
+    next(other)
+    assert "0.00, fixed" in str(list(wires.move(turns, session.sight, None, *fixed)))
+    (late,) = older
+    assert all(value == gr.skip() for value in late)
+    assert any(value != gr.skip() for values in other for value in values)
+
+
+def test_the_picture_that_was_opened_last_is_the_one_that_opens(desk, session):
+    """A slower one before it, an answer about it and a gallery of it say nothing any more."""
+    from regard.app.page import _Turns, gr
+
+    wires, turns = wired(desk), _Turns()
+    said = ("where is the star?", 16, "pocket", "relevance", "grid", [], 0.5, 0.5, 0.5)
+    given = (turns, session.sight, None, *said)
+    late = [wires.press(*given), wires.every(*given), wires.pick(turns, SAMPLES[0].title)]
+    for run in late:
+        next(run)
+    assert list(wires.drop(turns, str(SAMPLES[1].path)))[-1][0] is session.sight
+    assert all(value == gr.skip() for run in late for values in run for value in values)
+    assert list(wires.drop(turns, __file__))[-1][0] is None
+
+
 def test_a_late_answer_brings_no_picture_back(desk):
     """What only opens a picture says which is open; a question about another picture is heard anew."""
-    from regard.app.page import _Wires, gr
+    from regard.app.page import _Turns, gr
 
-    wires = object.__new__(_Wires)  # no page is built
-    wires.service = SimpleNamespace(desk=desk)  # pyright: ignore
+    wires = wired(desk)
     first, second = (desk.opened(sample.path)[0].sight for sample in SAMPLES[:2])
     said = ("where is the cat?", 16, "pocket", "relevance", "grid", [], 0.5, 0.5, 0.5)
-    several = [*wires.press(first, None, *said), *wires.every(first, None, *said)]
+    several = [*wires.press(_Turns(), first, None, *said), *wires.every(_Turns(), first, None, *said)]
     assert all(values[0] == gr.skip() for values in several), "which picture is open stays"
     heard = several[0][1]
     assert heard.sight is first
     assert desk.heard(Session(first, heard), said[0]) is heard
     assert desk.heard(Session(second, heard), said[0]).sight is second
-    opening = list(wires.pick(SAMPLES[1].title))[-1]
+    opening = list(wires.pick(_Turns(), SAMPLES[1].title))[-1]
     assert opening[0] is second
     assert opening[1] is None
 

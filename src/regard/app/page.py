@@ -1,6 +1,6 @@
 """The page: its controls, and what follows from each."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,13 @@ HEAD = (
 )
 LOADING = "the models are loading: this takes some seconds, once"
 PANELS = ("photo", "notice", "left", "right", "answers", "why", "gallery")
+_Steps = Iterator[list[Any]]  # values of all outputs
 _HOLD = "(held) => [held.includes('{0}') ? held : [...held, '{0}']]"  # a list of one output
 _FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 _QUIET: Any = {"show_progress": "hidden"}
 _STAYS = gr.skip()
 _LIVE: Any = {"trigger_mode": "always_last", **_QUIET}
+_ANEW: Any = {"trigger_mode": "multiple", **_QUIET}
 
 
 def theme() -> Base:
@@ -106,51 +108,52 @@ def _looking() -> dict[str, Any]:
     return shown
 
 
+class _Turns:
+    """How often one user opened a picture, and asked: runs end in any order, and one that is late says nothing.
+
+    Gradio's `cancels` would lose what is moved while a step that cannot be stopped ends.
+    """
+
+    def __init__(self) -> None:
+        self.opened = self.asked = 0
+
+
 class _Wires:
     """Between Gradio's lists of values and the desk's panels by name."""
 
     def __init__(self, service: Service, controls: dict[str, Any], shown: dict[str, Any]) -> None:
         self.service, self.controls, self.shown = service, controls, shown
-        self.sight, self.heard = gr.State(), gr.State()
+        self.turns, self.sight, self.heard = gr.State(_Turns()), gr.State(), gr.State()
         self.sides = [shown["left name"], shown["right name"]]
         self.dials = [shown[name] for name in TENSIONS]
         words = [controls[name] for name in ("question", "budget", "model")]
         self.inputs = [self.sight, self.heard, *words, *self.sides, shown["held"], *self.dials]
+        self.asking = [self.turns, *self.inputs]
         self.outputs = [self.sight, self.heard, *(shown[name] for name in PANELS), *self.dials]
 
-    def pick(self, title: str) -> Iterator[list[Any]]:
+    def pick(self, turns: _Turns, title: str) -> _Steps:
         """One of the samples."""
-        yield from self._opened(next(each.path for each in SAMPLES if each.title == title))
+        yield from self._open(turns, next(each.path for each in SAMPLES if each.title == title))
 
-    def drop(self, path: str | None) -> Iterator[list[Any]]:
+    def drop(self, turns: _Turns, path: str | None) -> _Steps:
         """A file of the user's."""
-        yield from self._opened(path) if path is not None else self._nothing()
+        yield from self._open(turns, path) if path is not None else self._nothing()
 
-    def _opened(self, path: str | Path) -> Iterator[list[Any]]:
-        yield self._values({"notice": notice("the picture is looked at")})
-        try:
-            session, panels = self.service.desk.opened(path)
-            yield self._values(panels, session.sight, None)
-        except RegardError as error:
-            blank = dict.fromkeys(PANELS, "")
-            yield self._values(blank | {"notice": notice(str(error), wrong=True)}, None, None)
-
-    def press(self, sight: "Sight | None", heard: "Heard | None", *said: Any) -> Iterator[list[Any]]:
+    def press(self, turns: _Turns, sight: "Sight | None", heard: "Heard | None", *said: Any) -> _Steps:
         """Ask."""
-        yield from self._run(sight, heard, said, pressed=True)
+        yield from self._ask(turns, _session(sight, heard), said, pressed=True)
 
-    def move(self, sight: "Sight | None", heard: "Heard | None", *said: Any) -> Iterator[list[Any]]:
+    def move(self, turns: _Turns, sight: "Sight | None", heard: "Heard | None", *said: Any) -> _Steps:
         """Something was moved, or a picture opened."""
-        yield from self._run(sight, heard, said, pressed=False)
+        if sight is None:  # what was to be opened was not: it is said already
+            yield from self._nothing()
+        else:
+            yield from self._ask(turns, _session(sight, heard), said, pressed=False)
 
-    def every(self, sight: "Sight | None", heard: "Heard | None", *said: Any) -> Iterator[list[Any]]:
+    def every(self, turns: _Turns, sight: "Sight | None", heard: "Heard | None", *said: Any) -> _Steps:
         """The gallery."""
-        yield self._values({"notice": notice("every mechanism looks")})
-        try:
-            session, panels = self.service.desk.gallery(_session(sight, heard), _wish(*said))
-            yield self._values(panels | {"notice": ""}, heard=session.heard)
-        except RegardError as error:
-            yield self._values({"notice": notice(str(error), wrong=True)})
+        turn = turns.opened
+        yield from self._until(lambda: turn != turns.opened, self._gallery(_session(sight, heard), said))
 
     def choose(self, sight: "Sight | None", heard: "Heard | None", *said: Any) -> list[Any]:
         """The allocators that the model can be served by."""
@@ -160,17 +163,47 @@ class _Wires:
             return [gr.skip(), gr.skip()]
         return [gr.Dropdown(choices=list(names)) for _ in self.sides]
 
-    def _run(self, sight: "Sight | None", heard: "Heard | None", said: tuple, pressed: bool) -> Iterator[list[Any]]:
-        if sight is None and not pressed:  # what was to be opened was not: it is said already
-            yield from self._nothing()
-            return
+    def _open(self, turns: _Turns, path: str | Path) -> _Steps:
+        turns.asked += 1  # what was asked of another picture is over
+        turn = turns.opened = turns.opened + 1
+        return self._until(lambda: turn != turns.opened, self._opened(path))
+
+    def _ask(self, turns: _Turns, session: "Session", said: tuple, pressed: bool) -> _Steps:
+        turn = turns.asked = turns.asked + 1
+        return self._until(lambda: turn != turns.asked, self._answered(session, said, pressed))
+
+    def _until(self, over: Callable[[], bool], steps: _Steps) -> _Steps:
+        for values in steps:
+            if over():
+                yield from self._nothing()
+                return
+            yield values
+
+    def _opened(self, path: str | Path) -> _Steps:
+        yield self._values({"notice": notice("the picture is looked at")})
         try:
-            for session, panels in self.service.desk.run(_session(sight, heard), _wish(*said), pressed):
-                yield self._values(panels, heard=session.heard)
+            session, panels = self.service.desk.opened(path)
+            yield self._values(panels, session.sight, None)
+        except RegardError as error:
+            blank = dict.fromkeys(PANELS, "")
+            yield self._values(blank | {"notice": notice(str(error), wrong=True)}, None, None)
+
+    def _answered(self, session: "Session", said: tuple, pressed: bool) -> _Steps:
+        try:
+            for found, panels in self.service.desk.run(session, _wish(*said), pressed):
+                yield self._values(panels, heard=found.heard)
         except RegardError as error:
             yield self._values({"notice": notice(str(error), wrong=True)})
 
-    def _nothing(self) -> Iterator[list[Any]]:
+    def _gallery(self, session: "Session", said: tuple) -> _Steps:
+        yield self._values({"notice": notice("every mechanism looks")})
+        try:
+            found, panels = self.service.desk.gallery(session, _wish(*said))
+            yield self._values(panels | {"notice": ""}, heard=found.heard)
+        except RegardError as error:
+            yield self._values({"notice": notice(str(error), wrong=True)})
+
+    def _nothing(self) -> _Steps:
         """Everything stays as it is: Gradio empties the outputs of a generator that ends without a word."""
         yield self._values({})
 
@@ -191,29 +224,29 @@ class _Wires:
 def _wire(blocks: gr.Blocks, wires: _Wires) -> None:
     """Which event calls what. The first picture is opened with the page."""
     controls, shown = wires.controls, wires.shown
-    given = (wires.inputs, wires.outputs)
-    asked = [trigger(wires.press, *given, **_LIVE) for trigger in (controls["question"].submit, controls["ask"].click)]
-    moved = [each.input for each in (controls["budget"], *wires.sides, shown["held"])]
-    asked.append(gr.on(moved, wires.move, *given, **_LIVE))
+    given = (wires.asking, wires.outputs)
+    for trigger in (controls["question"].submit, controls["ask"].click):
+        trigger(wires.press, *given, **_LIVE)
+    gr.on([each.input for each in (controls["budget"], *wires.sides, shown["held"])], wires.move, *given, **_LIVE)
     changed = controls["model"].change(wires.choose, wires.inputs, wires.sides, **_QUIET)
-    asked.append(changed.then(wires.move, *given, **_QUIET))
+    changed.then(wires.move, *given, **_QUIET)
     for name in TENSIONS:
         held = shown[name].input(None, shown["held"], shown["held"], js=_HOLD.format(name))
-        asked.append(held.then(wires.move, *given, **_LIVE))
-    asked.append(shown["every"].click(wires.every, *given, **_QUIET))
-    over: Any = {"cancels": asked, **_QUIET}  # what was asked of another picture
+        held.then(wires.move, *given, **_LIVE)
+    shown["every"].click(wires.every, *given, **_QUIET)
+    sample, file = ([wires.turns, controls[name]] for name in ("sample", "file"))
     opened = [
-        blocks.load(wires.pick, controls["sample"], wires.outputs, **_QUIET),
+        blocks.load(wires.pick, sample, wires.outputs, **_ANEW),
         controls["sample"]
-        .input(_question_of, controls["sample"], controls["question"], **over)
-        .then(wires.pick, controls["sample"], wires.outputs, **_QUIET),
+        .input(_question_of, controls["sample"], controls["question"], **_ANEW)
+        .then(wires.pick, sample, wires.outputs, **_ANEW),
         controls["file"]
-        .upload(wires.drop, controls["file"], wires.outputs, **over)
+        .upload(wires.drop, file, wires.outputs, **_ANEW)
         .then(lambda: None, None, controls["file"], **_QUIET),  # so that another can be dropped
     ]
     for event in opened:
-        chosen = event.then(wires.choose, wires.inputs, wires.sides, **_QUIET)
-        chosen.then(wires.move, *given, **_QUIET)
+        chosen = event.then(wires.choose, wires.inputs, wires.sides, **_ANEW)
+        chosen.then(wires.move, *given, **_ANEW)
 
 
 def _question_of(title: str) -> str:
