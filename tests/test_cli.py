@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -256,6 +257,24 @@ def test_a_full_disk_leaves_what_was_there(regard, photo: Path, tmp_path: Path):
     assert done.stderr.count("\n") == 1
     assert "cannot write to 'out'" in done.stderr
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+def test_people_see_a_bar_of_what_is_known_and_files_none():
+    pty = pytest.importorskip("pty")
+    line = (
+        "import time; from regard.cli._shared import Progress\n"
+        "with Progress(False) as stage:\n"
+        "    stage('read [the] images'); time.sleep(0.3); stage('epoch 1: loss 0.5', 30, 500); time.sleep(0.3)"
+    )
+    assert subprocess.run([sys.executable, "-c", line], capture_output=True, check=True).stderr == b""
+    first, second = pty.openpty()
+    subprocess.run([sys.executable, "-c", line], stderr=second, check=True)
+    seen = os.read(first, 1 << 16).decode()
+    os.close(first)
+    os.close(second)
+    assert "read [the] images" in seen
+    assert "━" not in seen.partition("epoch 1")[0]
+    assert re.search("epoch 1: loss 0.5 .*━.* .*30/500", seen)
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5, 0.9])

@@ -66,24 +66,34 @@ def checked_fixation(text: str | None, names: Iterable[str] | None = None) -> tu
 
 
 class Progress:
-    """A line on stderr that names the stage at work, for people only."""
+    """What is at work, and a bar where it is known how much of it there is: on a terminal's stderr, for people only."""
 
     def __init__(self, quiet: bool) -> None:
-        self.status = None
+        self.bar = None
         if not quiet and sys.stderr.isatty():
             from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+            from rich.progress import TimeRemainingColumn as RemainingColumn
 
-            self.status = Console(stderr=True).status("start")
+            self.line = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
+            self.known = (*self.line, BarColumn(24), MofNCompleteColumn(), RemainingColumn())
+            self.bar = Progress(*self.line, console=Console(stderr=True), transient=True)
 
-    def __enter__(self) -> Callable[[str], None]:
-        if self.status is None:
-            return lambda stage: None
-        self.status.start()
-        return self.status.update
+    def __enter__(self) -> Callable[..., None]:
+        """Called with a line, how much of it is done, and of how much, where that is known."""
+        if self.bar is not None:
+            self.bar.start()
+            self.bar.add_task("start", total=None)
+        return self._shows
+
+    def _shows(self, line: str, done: int = 0, total: int = 0) -> None:
+        if self.bar is not None:
+            self.bar.columns = self.known if total else self.line
+            self.bar.update(self.bar.task_ids[0], description=line, completed=done, total=total or None)
 
     def __exit__(self, *error: object) -> None:
-        if self.status is not None:
-            self.status.stop()
+        if self.bar is not None:
+            self.bar.stop()
 
 
 def logged(quiet: bool, line: str) -> None:

@@ -127,8 +127,8 @@ def _run(
                 logged(quiet, f"epoch {epoch}: loss {loss:.4f}, {100 * accuracy:.2f} % right")
             elif time.perf_counter() - shown[0] > 0.2:
                 shown[0] = time.perf_counter()
-                share = f"{100 * done // given.count:3d} %"
-                stage(f"epoch {epoch}, {share}: loss {loss:.4f}, {100 * accuracy:.2f} % right")
+                line = f"epoch {epoch}: loss {loss:.4f}, {100 * accuracy:.2f} % right"
+                stage(line, done, given.count)
 
         model = learn(given, tell)
         stage("test")

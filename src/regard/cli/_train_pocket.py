@@ -38,7 +38,7 @@ def pocket(
                 logged(quiet, f"epoch {epoch}: loss {loss:.4f}, {100 * accuracy:.1f} % right")
             elif time.perf_counter() - shown[0] > 0.2:
                 shown[0] = time.perf_counter()
-                stage(f"epoch {epoch}, {done} questions: loss {loss:.4f}, {100 * accuracy:.1f} % right")
+                stage(f"epoch {epoch}: loss {loss:.4f}, {100 * accuracy:.1f} % right", done, count)
 
         model = recipe.trained(
             given["train"], Recipe(epochs, seed, batch, rate, decay=0.05, warmup=0.1, clip=1.0), out, tell

@@ -2,14 +2,13 @@
 
 import json
 import os
-import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from regard.cli._shared import UsageError, check_writable, hush
+from regard.cli._shared import Progress, UsageError, check_writable, hush
 from regard.cli._train import Debug, Quiet, train
 from regard.errors import DataError
 
@@ -77,7 +76,7 @@ def bridge(
     _unused(settings, "bridge", "first", "lora", "train_eye")
     vlm = _announced(settings, recipe.seed, ("bridge", "fusion"), quiet)
     if not dry_run:
-        with _Bar(quiet) as tell:
+        with Progress(quiet or not _main()) as tell:
             found = paradigm.train(vlm, _rows(settings), settings.out, recipe, **_given(settings, tell))
         _written(Path(settings.out), found.metrics, quiet)
 
@@ -96,7 +95,7 @@ def two_stage(
     _unused(settings, "two-stage", "lora", "train_eye")
     vlm = _announced(settings, recipe.seed, ("bridge", "fusion"), quiet)
     if not dry_run:
-        with _Bar(quiet) as tell:
+        with Progress(quiet or not _main()) as tell:
             found = paradigm.train(vlm, _rows(settings), settings.out, recipe, first=first, **_given(settings, tell))
         _written(Path(settings.out) / paradigm.FIRST, found.first, quiet)
         _written(Path(settings.out) / paradigm.SECOND, found.second, quiet)
@@ -117,7 +116,7 @@ def full(config: Config, set: Set = None, dry_run: DryRun = False, quiet: Quiet 
     vlm = _announced(settings, recipe.seed, learn, quiet, lora)
     if not dry_run:
         given = {"lora": lora, "eye": settings.train_eye}
-        with _Bar(quiet) as tell:
+        with Progress(quiet or not _main()) as tell:
             found = paradigm.train(vlm, _rows(settings), settings.out, recipe, **given, **_given(settings, tell))
         _written(Path(settings.out), found.metrics, quiet)
 
@@ -269,27 +268,3 @@ def _written(folder: Path, metrics: dict[str, Any], quiet: bool) -> None:
     held = "" if metrics["held_loss"] is None else f", of held-out rows {metrics['held_loss']:.4f}"
     if not quiet:
         typer.echo(f"loss {metrics['loss']:.4f}{held} after {metrics['steps']} steps: {folder}{skipped}")
-
-
-class _Bar:
-    """A bar on stderr, for people only, by the main process."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.bar: Any = None
-        if not quiet and sys.stderr.isatty() and _main():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=Console(stderr=True))
-
-    def __enter__(self) -> "Tell":
-        if self.bar is None:
-            return lambda stage, done, total: None
-        self.bar.start()
-        task = self.bar.add_task("start", total=None)
-        return lambda stage, done, total: self.bar.update(task, description=stage, completed=done, total=total or None)
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
