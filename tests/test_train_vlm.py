@@ -128,9 +128,11 @@ class CutError(Exception):
     pass
 
 
-def cut_at(step: int) -> Callable[[str, int, int], None]:
+def cut_at(step: int, of: int = 0) -> Callable[[str, int, int], None]:
+    """of: steps of the run that is cut, any by default."""
+
     def tell(stage: str, done: int, total: int) -> None:
-        if total and done == step:
+        if total and done == step and of in (0, total):
             raise CutError
 
     return tell
@@ -305,17 +307,46 @@ def test_another_run_or_a_cut_checkpoint_is_refused(tmp_path):
         load(tmp_path / "nothing")
 
 
-def test_narrow_models_learn_in_mixed_precision(tmp_path):
+@pytest.mark.parametrize("fusion", ["early", "late", "deep"])
+def test_narrow_models_learn_in_mixed_precision(tmp_path, fusion):
     rows, given = pictures(tmp_path / "data", 8), {"cache": tmp_path / "cache"}
 
     def vlm() -> VLM:
-        return VLM(ToyEye(), "all", language_model().to(torch.bfloat16), tokenizer(), "late")
+        return VLM(ToyEye(), "all", language_model().to(torch.bfloat16), tokenizer(), fusion)
 
     with pytest.raises(ModelError, match="the language model is in bfloat16: train it with mixed_precision='bf16'"):
         train(vlm(), rows, tmp_path / "run", SMALL, **given)
     trained, _ = train(vlm(), rows, tmp_path / "run", replace(SMALL, mixed_precision="bf16"), **given)
     assert {value.dtype for value in trained.bridge.parameters()} == {torch.float32}
     assert {value.dtype for value in trained.language_model.parameters()} == {torch.bfloat16}
+    image = Image.new("RGB", (24, 16), COLOURS["red"])
+    (said,) = trained.answer([image], ["what colour is it ?"], max_new_tokens=3)
+    again = VLM.from_pretrained(tmp_path / "run" / "model", eye=ToyEye())
+    assert again.answer([image], ["what colour is it ?"], max_new_tokens=3) == [said]
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "said"),
+    [
+        ({"mechanism": "pool"}, {"mechanism": "random"}, "parts.mechanism.name pool .asked for random."),
+        ({"mechanism": "resampler", "bridge_arguments": {"heads": 2}}, {"mechanism": "resampler"}, "arguments.heads 2"),
+        ({"fusion": "late", "fusion_arguments": {"where": [0]}}, {"fusion": "late", "fusion_arguments": {"where": [1]}},
+         "parts.fusion.arguments.where"),
+        ({"fusion": "deep"}, {"fusion": "deep", "fusion_arguments": {"shared": False}}, "arguments.shared True"),
+    ],
+)  # fmt: skip
+def test_a_run_of_other_parts_of_the_same_size_is_refused(tmp_path, there, asked, said):
+    rows, given = pictures(tmp_path / "data", 8), {"recipe": replace(SMALL, epochs=1), "cache": tmp_path / "cache"}
+    train(toy_vlm(**there), rows, tmp_path / "run", **given)
+    with pytest.raises(DataError, match=said):
+        train(toy_vlm(**asked), rows, tmp_path / "run", **given)
+
+
+def test_there_are_about_ten_checkpoints(tmp_path):
+    recipe = replace(SMALL, epochs=12, batch=2, every=None, log=1000)
+    _, metrics = train(toy_vlm(), pictures(tmp_path / "data", 4), tmp_path / "run", recipe, cache=tmp_path / "cache")
+    assert [row["step"] for row in rows_of(tmp_path / "run")] == list(range(3, metrics["steps"] + 1, 3))
+    assert metrics["steps"] == 24
 
 
 def test_a_tokenizer_needs_no_padding(tmp_path):

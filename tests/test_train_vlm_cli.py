@@ -1,6 +1,7 @@
 """`regard train bridge`, `two-stage` and `full` as a person types them, on tiny models in folders."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def config(parts: Path, **changes: Any) -> Path:
 def test_a_bridge_is_trained_from_a_file(regard, parts):
     line = ["train", "bridge", "--config", config(parts), "--set", "bridge.queries=3", "--set", "out=other"]
     code, out, err = regard(*line)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert re.fullmatch(r"(regard: step \d of 6: loss [\d.]+, \d+ tokens/s, [\d.]+ images/s\n){6}", err)
     said = out.splitlines()
     assert said[0].startswith("eye: ")
     assert said[0].endswith("parameters, frozen")
@@ -63,8 +65,17 @@ def test_a_bridge_is_trained_from_a_file(regard, parts):
         "regard: 'other' holds a run with recipe.rates.bridge 0.01 (asked for 0.5): choose another folder, "
         "or remove it\n"
     )
-    on = [*line[:3], config(parts, start="other/model", language_model=None, out="on"), "-q"]
-    assert regard(*on) == (0, "", "")
+    started: dict[str, Any] = {"start": "other/model", "out": "on", "bridge": {"name": "qformer", "queries": 3}}
+    assert regard(*line[:3], config(parts, **started), "-q") == (0, "", "")
+    for other, name in (
+        ({"name": "resampler"}, "bridge.name 'resampler'"),
+        ({"name": "qformer", "queries": 4}, "bridge.queries 4"),
+    ):
+        code, _, err = regard(*line[:3], config(parts, **{**started, "bridge": other}))
+        assert (code, err) == (
+            2,
+            f"regard: 'other/model' was trained with another bridge than {name}: leave bridge out, or start\n",
+        )
 
 
 def test_two_stages_are_trained(regard, parts):
@@ -109,6 +120,8 @@ def test_a_dry_run_trains_nothing(regard, parts):
         ("bridge", ["data.train=gone.jsonl"], 1, "there is no file 'gone.jsonl' with rows"),
         ("bridge", ["data.train=[]"], 1, "there are no files with rows"),
         ("bridge", ["lora.rank=2"], 2, "the setting lora is not for regard train bridge: leave it out"),
+        ("full", ["lora.alpha=8"], 2, "the setting lora.rank is missing"),
+        ("bridge", ["start=gone", "dtype=float32"], 2, "the setting dtype is for language_model"),
         ("full", ["first.epochs=2"], 2, "the setting first is not for regard train full: leave it out"),
         ("two-stage", ["bridge={\"name\": \"all\"}"], 1, "two stages train a Q-Former, got the mechanism 'all'"),
     ],

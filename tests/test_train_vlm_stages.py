@@ -20,7 +20,18 @@ from regard.train.saving import LAST, load
 from regard.train.settings import Curriculum, Rates, Recipe
 from regard.vlm.bridges.qformer import QueryBridge
 from regard.vlm.compose import VLM
-from test_train_vlm import COLOURS, SMALL, CutError, ToyEye, cut_at, pictures, rows_of, tokenizer, toy_vlm
+from test_train_vlm import (
+    COLOURS,
+    SMALL,
+    CutError,
+    ToyEye,
+    cut_at,
+    language_model,
+    pictures,
+    rows_of,
+    tokenizer,
+    toy_vlm,
+)
 
 QUERIES: dict[str, Any] = {"queries": 5, "heads": 2, "depth": 3, "inner": 12}
 
@@ -159,15 +170,20 @@ def test_both_stages_go_on_after_a_cut(tmp_path):
     recipe = replace(SMALL, epochs=1)
     first = replace(SMALL, epochs=2, accumulate=2, rates=Rates(bridge=3e-3))
 
-    def go(name: str, tell=lambda *told: None):
-        vlm = toy_vlm("qformer", bridge_arguments={**QUERIES, "start": "vision"})
+    def go(name: str, tell=lambda *told: None, seed: int = 3):
+        model = language_model()
+        torch.manual_seed(seed)  # of what no checkpoint is needed to know
+        vlm = VLM(ToyEye(), "qformer", model, tokenizer(), "late", bridge_arguments={**QUERIES, "start": "vision"})
         given = {"first": first, "held": held, "cache": tmp_path / "cache", "tell": tell}
         return two_stage.train(vlm, rows, tmp_path / name, recipe, **given)
 
     whole = go("whole")
     with pytest.raises(CutError):
         go("cut", cut_at(4))
-    cut = go("cut")
+    with pytest.raises(CutError):
+        go("cut", cut_at(4, of=5))  # in the second stage
+    assert (tmp_path / "cut" / "stage2" / LAST).exists()
+    cut = go("cut", seed=99)
     for stage in ("stage1", "stage2"):
         assert rows_of(tmp_path / "cut" / stage) == rows_of(tmp_path / "whole" / stage)
     history = rows_of(tmp_path / "whole" / "stage1")

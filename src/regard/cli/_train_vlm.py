@@ -4,11 +4,11 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from regard.cli._shared import Progress, UsageError, check_writable, hush
+from regard.cli._shared import Progress, UsageError, check_writable, hush, logged
 from regard.cli._train import Debug, Quiet, train
 from regard.errors import DataError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from regard.train.run import Tell
     from regard.vlm.compose import VLM
 
+PARTS = {"eye": "embedded", "bridge": "qformer", "fusion": "early"}  # and what each is where it is not given
 Config = Annotated[Path, typer.Option(help="A TOML, YAML or JSON file of settings.", show_default=False)]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="In place of the file's, such as bridge.queries=32.", metavar="K=V")
@@ -46,17 +47,19 @@ class Adapters:
 
 @dataclass(frozen=True)
 class Settings:
-    """eye, bridge, fusion: a table each, with a `name` and arguments. language_model: by its folder or name. start: a
-    folder that `VLM.from_pretrained` reads, in place of these four. recipe, first: as `regard.train.settings.Recipe`.
+    """eye, bridge, fusion: a table each, with a `name` and arguments. language_model: by its folder or name; dtype: of
+    it. start: a folder that `VLM.from_pretrained` reads, in place of these. recipe, first: as
+    `regard.train.settings.Recipe`.
     """
 
     data: Rows
     out: str = "regard-vlm"
     start: str | None = None
     language_model: str | None = None
-    eye: dict[str, Any] = field(default_factory=lambda: {"name": "embedded"})
-    bridge: dict[str, Any] = field(default_factory=lambda: {"name": "qformer"})
-    fusion: dict[str, Any] = field(default_factory=lambda: {"name": "early"})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    eye: dict[str, Any] | None = None
+    bridge: dict[str, Any] | None = None
+    fusion: dict[str, Any] | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     first: dict[str, Any] = field(default_factory=dict)
     lora: Adapters = field(default_factory=Adapters)
@@ -77,7 +80,9 @@ def bridge(
     vlm = _announced(settings, recipe.seed, ("bridge", "fusion"), quiet)
     if not dry_run:
         with Progress(quiet or not _main()) as tell:
-            found = paradigm.train(vlm, _rows(settings), settings.out, recipe, **_given(settings, tell))
+            found = paradigm.train(
+                vlm, _rows(settings), settings.out, recipe, **_given(settings, tell, quiet, recipe.log)
+            )
         _written(Path(settings.out), found.metrics, quiet)
 
 
@@ -96,7 +101,9 @@ def two_stage(
     vlm = _announced(settings, recipe.seed, ("bridge", "fusion"), quiet)
     if not dry_run:
         with Progress(quiet or not _main()) as tell:
-            found = paradigm.train(vlm, _rows(settings), settings.out, recipe, first=first, **_given(settings, tell))
+            found = paradigm.train(
+                vlm, _rows(settings), settings.out, recipe, first=first, **_given(settings, tell, quiet, recipe.log)
+            )
         _written(Path(settings.out) / paradigm.FIRST, found.first, quiet)
         _written(Path(settings.out) / paradigm.SECOND, found.second, quiet)
 
@@ -117,7 +124,9 @@ def full(config: Config, set: Set = None, dry_run: DryRun = False, quiet: Quiet 
     if not dry_run:
         given = {"lora": lora, "eye": settings.train_eye}
         with Progress(quiet or not _main()) as tell:
-            found = paradigm.train(vlm, _rows(settings), settings.out, recipe, **given, **_given(settings, tell))
+            found = paradigm.train(
+                vlm, _rows(settings), settings.out, recipe, **given, **_given(settings, tell, quiet, recipe.log)
+            )
         _written(Path(settings.out), found.metrics, quiet)
 
 
@@ -144,11 +153,14 @@ def _settings(config: Path, changes: list[str]) -> Settings:
         settings = settled(Settings, values)
     except DataError as error:
         raise UsageError(f"{error} ({config})") from error
-    missing = [name for name in ("eye", "bridge", "fusion") if not isinstance(getattr(settings, name).get("name"), str)]
-    if missing:
-        raise UsageError(f"the setting {missing[0]}.name is missing: give it in {str(config)!r}")
-    if (settings.language_model is None) == (settings.start is None):
+    for name in PARTS:
+        part = getattr(settings, name)
+        if part is not None and not isinstance(part.get("name"), str):
+            raise UsageError(f"the setting {name}.name is missing: give it in {str(config)!r}")
+    if settings.language_model is None and settings.start is None:
         raise UsageError("give language_model, by its folder or name, or start, a model that was trained before")
+    if not settings.lora.rank and settings.lora != Adapters():
+        raise UsageError("the setting lora.rank is missing: give 1 or more, or leave lora out to train without")
     return settings
 
 
@@ -195,8 +207,14 @@ def _rows(settings: Settings) -> Any:
     return Source(settings.data.train, settings.data.ask, settings.data.longest)
 
 
-def _given(settings: Settings, tell: "Tell") -> dict[str, Any]:
-    """What every paradigm is given beside its own."""
+def _given(settings: Settings, bar: "Tell", quiet: bool, log: int) -> dict[str, Any]:
+    """What every paradigm is given beside its own. log: steps between lines where no bar is seen."""
+
+    def tell(stage: str, done: int, total: int) -> None:
+        bar(stage, done, total)
+        if total and (done % log == 0 or done == total) and _main():
+            logged(quiet, f"step {done} of {total}: {stage}")
+
     held = replace(_rows(settings), files=settings.data.held) if settings.data.held else None
     return {"held": held, "cache": settings.data.cache, "tell": tell}
 
@@ -209,24 +227,11 @@ def _announced(settings: Settings, seed: int, learn: tuple[str, ...], quiet: boo
 
     from regard.train.full import adapt
     from regard.train.guards import freeze_all_but, parts_of
-    from regard.vlm import bridges
-    from regard.vlm import fusion as fusions
-    from regard.vlm.bridges.projector import Projector
-    from regard.vlm.compose import VLM
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     torch.manual_seed(seed)
-    if settings.start is not None:
-        vlm = VLM.from_pretrained(settings.start)
-    else:
-        parts = [dict(part) for part in (settings.eye, settings.bridge, settings.fusion)]
-        eye, mechanism, fusion = (part.pop("name") for part in parts)
-        _check_types("bridge", bridges.KINDS.get(mechanism, Projector), parts[1])
-        _check_types("fusion", fusions.KINDS.get(fusion), parts[2])
-        arguments = dict(zip(("eye_arguments", "bridge_arguments", "fusion_arguments"), parts, strict=True))
-        assert settings.language_model is not None
-        vlm = VLM(eye, mechanism, settings.language_model, fusion=fusion, **arguments)
+    vlm = _begun(settings) if settings.start is None else _started(settings, settings.start)
     if lora is not None:
         adapt(vlm, lora)
     found = parts_of(vlm)
@@ -237,6 +242,47 @@ def _announced(settings: Settings, seed: int, learn: tuple[str, ...], quiet: boo
             whole = sum(value.numel() for value in part.parameters())
             said = f"{trained:,} of {whole:,} parameters are trained" if trained else f"{whole:,} parameters, frozen"
             typer.echo(f"{name}: {said}")
+    return vlm
+
+
+def _begun(settings: Settings) -> "VLM":
+    """A model of the parts that the settings name."""
+    from regard.vlm import bridges
+    from regard.vlm import fusion as fusions
+    from regard.vlm.bridges.projector import Projector
+    from regard.vlm.compose import VLM
+    from regard.vlm.parts import named_language_model
+    from regard.vlm.processors import checked_device
+
+    parts = [dict(getattr(settings, name) or {"name": usual}) for name, usual in PARTS.items()]
+    eye, mechanism, fusion = (part.pop("name") for part in parts)
+    _check_types("bridge", bridges.KINDS.get(mechanism, Projector), parts[1])
+    _check_types("fusion", fusions.KINDS.get(fusion), parts[2])
+    arguments = dict(zip(("eye_arguments", "bridge_arguments", "fusion_arguments"), parts, strict=True))
+    assert settings.language_model is not None
+    language_model = named_language_model(settings.language_model, checked_device("auto"), settings.dtype)
+    return VLM(eye, mechanism, language_model, fusion=fusion, **arguments)
+
+
+def _started(settings: Settings, start: str) -> "VLM":
+    """A model that was trained before. Raises UsageError where the settings say that its parts are others."""
+    from regard.vlm.compose import VLM
+
+    if settings.dtype != "auto":
+        raise UsageError("the setting dtype is for language_model: a model that is started from has its own")
+    vlm = VLM.from_pretrained(start)
+    there = {"bridge": vlm.described["mechanism"], "fusion": vlm.described["fusion"]}
+    eye = vlm.described_eye
+    there["eye"] = {"name": eye.get("name_or_path", eye["kind"]), "arguments": eye}
+    for table, found in there.items():
+        asked = dict(getattr(settings, table) or {})
+        name = asked.pop("name", None)
+        same = name is None or (found is not None and Path(name).name == Path(found["name"]).name)
+        known = {} if found is None else found["arguments"]
+        other = [key for key, value in asked.items() if known.get(key, value) != value]
+        if not same or other:
+            what = f"{table}.{other[0]} {asked[other[0]]!r}" if same else f"{table}.name {name!r}"
+            raise UsageError(f"{start!r} was trained with another {table} than {what}: leave {table} out, or start")
     return vlm
 
 

@@ -92,6 +92,7 @@ class HuggingFaceEye(nn.Module):
         if any. revision: a branch, tag or commit of the hub. Raises ModelError.
         """
         made = loaded(name_or_path, dtype, device, revision)
+        tiles = tuple(tiles) if isinstance(tiles, list) else tiles  # as files have it
         return cls(*made, layer=layer, longest=longest, tiles=tiles, attention=attention, sign=sign)
 
     @property

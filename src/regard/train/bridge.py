@@ -13,7 +13,7 @@ from torch import nn
 from regard.tokens import VisualTokens
 from regard.train.feed import Feed
 from regard.train.guards import Flow, check_frozen, fingerprint, freeze_all_but, gates, parts_of
-from regard.train.learner import Learner, shared, validated
+from regard.train.learner import Learner, check_precision, shared, validated
 from regard.train.rows import Source
 from regard.train.run import Run, Tell, feeds, silent, team_of
 from regard.train.saving import locked
@@ -53,6 +53,7 @@ def train(
     a loss is not finite, frozen weights change, or no gradient reaches a part.
     """
     recipe, folder = recipe or Recipe(), Path(folder)
+    check_precision(vlm, recipe)
     team = team_of(recipe, folder)
     with locked(folder / "lock", team):
         feed, held_feed = feeds(vlm, rows, held, Path(cache), team, tell)

@@ -14,6 +14,7 @@ from torch import nn
 from regard.errors import ModelError
 from regard.train.bridge import CACHE, Trained, begun, by_answers
 from regard.train.guards import fingerprint, freeze_all_but, parts_of
+from regard.train.learner import check_precision
 from regard.train.rows import Source
 from regard.train.run import Run, Tell, feeds, silent, team_of
 from regard.train.saving import locked
@@ -61,6 +62,8 @@ def train(
         raise ModelError(f"the eye {vlm.eye.name!r} cannot learn: take a module with prepare and forward, or freeze it")
     if lora is not None:
         adapt(vlm, lora)
+    if base_of(vlm.language_model) is not vlm.language_model:  # of which the weights beside the adapters stay
+        check_precision(vlm, recipe)
     team = team_of(recipe, folder)
     with locked(folder / "lock", team):
         feed, held_feed = feeds(vlm, rows, held, Path(cache), team, tell, eye_learns=eye)
@@ -74,12 +77,25 @@ def train(
         return by_answers(vlm, run, held_feed, parts, before)
 
 
+def _check_adapters(model: Any, lora: Lora) -> None:
+    """Raise ModelError where a model has other adapters than those that are asked for."""
+    for config in model.peft_config.values():
+        there = (config.r, config.lora_alpha, config.lora_dropout)
+        if there != (lora.rank, lora.alpha, lora.dropout):
+            asked = f"rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout}"
+            raise ModelError(
+                "the language model has adapters already, of rank {}, alpha {}, dropout {}, not of {}: "
+                "ask for those, or start from a model without".format(*there, asked)
+            )
+
+
 def adapt(vlm: VLM, lora: Lora) -> None:
     """Put LoRA's adapters into the language model, unless there are some. Raises ModelError where peft cannot."""
     model: Any = vlm.language_model
     if isinstance(vlm.fusion, Deep):
         raise ModelError("deep fusion has a copy of every linear map, which LoRA would change: train without LoRA")
     if base_of(model) is not model:
+        _check_adapters(model, lora)
         return
     try:
         from peft import LoraConfig, get_peft_model

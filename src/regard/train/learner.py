@@ -13,21 +13,22 @@ from regard.train.settings import Recipe
 from regard.vlm.compose import VLM
 
 
-class Learner(nn.Module):
-    """`learner(batch, budget)`: the mean loss over the batch's answers, and how many tokens the language model read.
+def check_precision(vlm: VLM, recipe: Recipe) -> None:
+    """Raise ModelError for a language model in 16 bits that is to compute without mixed precision."""
+    dtypes = {str(value.dtype) for value in vlm.language_model.parameters()} - {"torch.float32", "torch.float64"}
+    if dtypes and recipe.mixed_precision == "no":
+        kind = sorted(dtypes)[0].removeprefix("torch.")
+        raise ModelError(
+            f"the language model is in {kind}: train it with mixed_precision='bf16', or load it with dtype='float32'"
+        )
 
-    Raises ModelError for a language model in 16 bits that is to compute without mixed precision.
-    """
+
+class Learner(nn.Module):
+    """`learner(batch, budget)`: the mean loss over the batch's answers, and how many tokens the language model read."""
 
     def __init__(self, vlm: VLM, recipe: Recipe) -> None:
         super().__init__()
         self.vlm, self.narrow = vlm, recipe.mixed_precision == "bf16"
-        dtypes = {str(value.dtype) for value in vlm.language_model.parameters()} - {"torch.float32", "torch.float64"}
-        if dtypes and not self.narrow:
-            kind = sorted(dtypes)[0].removeprefix("torch.")
-            raise ModelError(
-                f"the language model is in {kind}: train it with mixed_precision='bf16', or load it in float32"
-            )
 
     def forward(self, batch: Batch, budget: int | None) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.vlm.device.type, torch.bfloat16, enabled=self.narrow):

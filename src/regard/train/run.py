@@ -95,6 +95,13 @@ def feeds(
     return made[0], made[1] if held is not None else None
 
 
+def _parts(vlm: VLM) -> dict[str, Any]:
+    """Which eye, bridge and fusion a model has, by all their arguments; of those given as they are, their kind."""
+    given = {"mechanism": vlm.bridge, "fusion": vlm.fusion}
+    kinds = {name: {"name": type(part).__name__} for name, part in given.items()}
+    return {"eye": vlm.described_eye} | {name: vlm.described[name] or kind for name, kind in kinds.items()}
+
+
 class Run:
     """One run in its folder. learned: what learns, by part and name. feed: its rows; held: those to validate with.
 
@@ -109,10 +116,12 @@ class Run:
         seen = None if feed.seen is None else described(feed.seen.eye)
         counts = {name: sum(value.numel() for value in some.values()) for name, some in learned.items()}
         data = {"rows": feed.rows.digest, "count": len(feed.rows), "eye": seen, "processes": team.num_processes}
+        data["parts"] = _parts(feed.vlm)
         self.state = found(folder, {"recipe": recipe.decides, **data, "learned": counts, **decides})
         self._buckets = feed.buckets
         self.each = len(self._plan(0))  # steps of an epoch
         self.total = recipe.epochs * self.each
+        self._every = recipe.every or min(200, -(-self.total // 10))
         self._epoch: tuple[int, Any] = (-1, None)
         self._since, self._sums = time.perf_counter(), np.zeros(4)
         groups = [
@@ -207,7 +216,7 @@ class Run:
 
     def due(self, step: int) -> bool:
         """Whether to validate and to keep a checkpoint after this step."""
-        return (step + 1) % self.recipe.every == 0 or step + 1 == self.total
+        return (step + 1) % self._every == 0 or step + 1 == self.total
 
     def keep(self, step: int, held: float | None) -> None:
         """Write the checkpoint of a step, and the best. held: the loss of held-out rows, None where there are none."""

@@ -51,8 +51,8 @@ class Recipe:
     """batch: rows that a process reads at once; accumulate: so many batches make a step. budget: tokens an image, all
     by default. decay: of weights that are matrices (AdamW). warmup: share of the steps in which rates rise; they fall
     by a cosine. clip: of the gradient's norm, 0 for none. mixed_precision: "bf16" computes in 16 bits, weights that
-    learn stay in 32. every: steps between a validation with a checkpoint; log: between rows of history.csv. log_with: a
-    tracker of accelerate.
+    learn stay in 32. every: steps between a validation with a checkpoint, by default a tenth of all, 200 at most; log:
+    between rows of history.csv. log_with: a tracker of accelerate.
     """
 
     epochs: int = 1
@@ -66,7 +66,7 @@ class Recipe:
     warmup: float = 0.03
     clip: float = 1.0
     mixed_precision: Literal["no", "bf16"] = "no"
-    every: int = 200
+    every: int | None = None
     log: int = 10
     log_with: str | None = None
 

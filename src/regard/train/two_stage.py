@@ -17,7 +17,7 @@ from regard.train.bridge import CACHE, Trained, begun
 from regard.train.bridge import train as train_bridge
 from regard.train.feed import Batch, Feed
 from regard.train.guards import Flow, check_frozen, fingerprint, freeze_all_but, parts_of
-from regard.train.learner import shared
+from regard.train.learner import check_precision, shared
 from regard.train.rows import Rows, Source
 from regard.train.run import Run, Tell, feeds, silent, team_of
 from regard.train.saving import locked
@@ -55,9 +55,11 @@ def train(
     Raises as that, and ModelError for another bridge than the Q-Former.
     """
     folder = Path(folder)
+    check_precision(vlm, recipe or Recipe())  # of the second, before the first has begun
     started = align(vlm, rows, folder / FIRST, first, held=held, cache=cache, tell=tell)
-    vlm.bridge.requires_grad_(False)
-    learned = fingerprint({"bridge": vlm.bridge})
+    bridge: Any = vlm.bridge
+    bridge.requires_grad_(False)
+    learned = fingerprint({"read": bridge.read, "former": bridge.former})  # what the first stage teaches
     second = train_bridge(vlm, rows, folder / SECOND, recipe, held=held, cache=cache, tell=tell, start=learned)
     return Both(second.vlm, started.metrics, second.metrics)
 
@@ -86,7 +88,7 @@ def align(
         for some in (feed, held_feed):
             if some is not None:
                 _single_images(some.rows)
-        parts = parts_of(vlm)
+        parts = {name: part for name, part in parts_of(vlm).items() if name != "fusion"}  # which it does not use
         freeze_all_but(parts, ("bridge",))
         begun(vlm, feed)
         aligner = Aligner(bridge, len(vlm.tokenizer)).to(team.device)

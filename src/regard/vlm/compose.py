@@ -25,7 +25,7 @@ from regard.vlm.bridges import Bridge, Bridged, bridged_together
 from regard.vlm.fusion import Fusion
 from regard.vlm.fusion.fusion import decoder_of, takes_positions, words_of
 from regard.vlm.interleaved import IMAGE, UNLEARNED, Interleaved, Spliced, Splicer, interleaved, without_images
-from regard.vlm.parts import check_devices, described_eye, named_eye, named_language_model, named_tokenizer
+from regard.vlm.parts import check_devices, described_eye, named_eye, named_language_model, named_tokenizer, plain
 from regard.vlm.processors import checked_device
 from regard.vlm.together import asked_together, seen_together
 
@@ -293,4 +293,5 @@ def _described(complete: Callable[..., dict], given: Any, arguments: dict[str, A
     """The name and all arguments of a part that was given by name, so that a later default does not change it."""
     if not isinstance(given, str):
         return None
-    return {"name": given, "arguments": complete("early" if given == "hybrid" else given, **(arguments or {}))}
+    whole = complete("early" if given == "hybrid" else given, **(arguments or {}))
+    return {"name": given, "arguments": plain(given, whole)}

@@ -1,8 +1,11 @@
 """The parts of a vision-language model by their names: eyes, language models, tokenizers."""
 
 import inspect
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,9 +37,13 @@ def named_eye(name: str, device: torch.device, arguments: dict[str, Any]) -> Siz
 
 
 def described_eye(eye: SizedEye, name: str | None, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What says which eye it is, as JSON has it. name: by which it was asked for; None: it was given as it is."""
+    """What says which eye it is, as JSON has it. name: by which it was asked for; None: it was given as it is.
+
+    Raises ModelError for arguments that a file cannot keep.
+    """
     if name is not None and name not in PACKAGED:
-        return {"kind": "huggingface", "name_or_path": name, **arguments}
+        kept = {key: value for key, value in arguments.items() if key != "device"}  # of this machine alone
+        return {"kind": "huggingface", "name_or_path": placed(name), **plain("the eye", kept)}
     kind = _packaged(eye)
     if kind is not None and is_dataclass(eye) and not isinstance(eye, type):
         fields = asdict(eye)
@@ -45,6 +52,29 @@ def described_eye(eye: SizedEye, name: str | None, arguments: dict[str, Any]) ->
         if eye == type(eye)():
             return {"kind": kind}
     return {"kind": "given", "name": eye.name, "width": eye.width, "asked": eye.asked}
+
+
+def placed(name: str | os.PathLike) -> str:
+    """A model's name, or the whole path where it is a folder, to be found from any other folder too."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else str(name)
+
+
+def plain(what: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as JSON has them: sequences as lists, dtypes and paths as text. what: they are of.
+
+    Raises ModelError for what is none of these.
+    """
+    found = {}
+    for name, value in arguments.items():
+        if isinstance(value, torch.dtype | os.PathLike):
+            value = str(value).removeprefix("torch.")
+        elif isinstance(value, tuple | range | list):
+            value = list(value)
+        try:
+            found[name] = json.loads(json.dumps(value))
+        except TypeError as error:
+            raise ModelError(f"{what}: {name} cannot be saved with the model, got {value!r}") from error
+    return found
 
 
 def _packaged(eye: SizedEye) -> str | None:

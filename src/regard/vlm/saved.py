@@ -24,7 +24,7 @@ from regard.errors import DataError, ModelError, loading
 from regard.vlm.bridges.qformer import QueryBridge
 from regard.vlm.card import card
 from regard.vlm.fusion.fusion import base_of
-from regard.vlm.parts import PACKAGED, named_language_model, named_tokenizer
+from regard.vlm.parts import PACKAGED, named_language_model, named_tokenizer, placed
 from regard.vlm.processors import checked_device, model_folder
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _write(vlm: "VLM", folder: Path) -> None:
     frozen = not any(value.requires_grad for name, value in model.named_parameters() if is_own(name))
     if base.config.name_or_path and frozen and versions(model) == vlm.started:
         revision = getattr(base.config, "_commit_hash", None)
-        said |= {"name_or_path": base.config.name_or_path, "revision": revision}
+        said |= {"name_or_path": placed(base.config.name_or_path), "revision": revision}
     else:
         base.save_pretrained(folder / WHOLE, state_dict=_without_adapter(base))
     if base is not model:

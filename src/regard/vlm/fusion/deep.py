@@ -70,7 +70,7 @@ class _Routing:
         x = given[0].flatten(0, -2)  # some models' layers flatten batch and tokens
         if len(x) != self.total:
             raise ModelError(f"deep fusion needs maps that read every token, got {len(x)} of {self.total}")
-        seen = expert(x.index_select(0, self.places))
+        seen = expert(x.index_select(0, self.places).to(next(expert.parameters()).dtype))
         return out.flatten(0, -2).index_copy(0, self.places, seen.to(out.dtype)).view_as(out)
 
 

@@ -76,7 +76,9 @@ class _Reading:
         """A hook before a layer: what it is given has read the images."""
         assert self.sees is not None
         x = given[0] if given else named["hidden_states"]
-        x = torch.where(self.sees.any(dim=2, keepdim=True), block(x, self.now, self.sees), x)
+        own = block.get_parameter("attention_gate").dtype  # float32 where it learned beside a model in 16 bits
+        read = block(x.to(own), self.now.to(own), self.sees).to(x.dtype)
+        x = torch.where(self.sees.any(dim=2, keepdim=True), read, x)
         return ((x, *given[1:]), named) if given else (given, {**named, "hidden_states": x})
 
 
