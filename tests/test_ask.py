@@ -236,6 +236,8 @@ def spoiled(what: str, place: Path, saved) -> str:
     place.mkdir()
     if what == "of another kind":
         transformers.LlamaConfig().save_pretrained(place)
+    elif what == "of parts":
+        (place / "config.json").write_text('{"format": "regard-vlm"}')
     elif what == "of an unknown kind":
         (place / "config.json").write_text('{"model_type": "seer"}')
     elif what == "with code":
@@ -258,6 +260,7 @@ NO_MODELS = {
     "of another kind": "models of type 'llama' are not known",
     "of an unknown kind": "the configuration in",
     "with code": "the configuration in",
+    "of parts": "is a model of parts: VLM.from_pretrained loads it",
     "without weights": "the model in",
     "with broken weights": "the model in",
     "without a tokenizer": "the processor in",

@@ -254,6 +254,8 @@ def test_regard_ask_needs_no_model(shipped, regard, tmp_path):
     assert answer["tokens_out"] == 9
     assert set(answer["seconds"]) == {"vision", "decide", "prefill", "decode"}
     assert isinstance(answer["answer"], str)
+    assert answer["notes"] == [TRAINED_ON]
+    assert TRAINED_ON[:40] in (tmp_path / "out" / "report.html").read_text()
     assert (tmp_path / "out" / "report.html").exists()
     code, said, _ = regard("ask", image, "is it?", "--max-new-tokens", "1", "--seed", "7", "--json", "--out", out)
     assert all(given["new_tokens"] == 1 for given in json.loads(said)["answers"])

@@ -425,14 +425,50 @@ def test_a_full_disk_keeps_the_last(tmp_path, monkeypatch):
     train(toy_vlm(), rows, tmp_path / "run", replace(SMALL, every=2), **given)
 
 
-def test_a_question_that_the_eye_cannot_hear_is_named(tmp_path):
-    class Deafer(ToyEye):
-        def ask(self, text: str) -> Question:
-            raise ModelError("too many words")
+class Deafer(ToyEye):
+    """Hears five words."""
 
-    vlm = toy_vlm("relevance", eye=Deafer(asked=3))
-    with pytest.raises(DataError, match="cannot hear the row with the question 'what colour is it .': too many words"):
-        train(vlm, pictures(tmp_path / "data", 4), tmp_path / "run", SMALL, cache=tmp_path / "cache")
+    def ask(self, text: str) -> Question:
+        if len(text.split()) > 5:
+            raise DataError(f"the question has {len(text.split())} words")
+        return super().ask(text)
+
+
+def more(source: Source, *rows: dict[str, str]) -> Source:
+    """With these rows at the end, of the first picture."""
+    with Path(source.files[0]).open("a") as file:
+        file.writelines(json.dumps({"image": "0.png", **row}) + "\n" for row in rows)
+    return source
+
+
+def test_rows_that_cannot_be_learned_from_are_counted(tmp_path):
+    long = {"question": "and then what colour is it ?", "answer": "red"}
+    rows = more(
+        pictures(tmp_path / "data", 4), long, {"image": "X" * 9000, "answer": "red"}, {"image": "\0", "answer": "red"}
+    )
+    held = more(pictures(tmp_path / "held", 4), {"image": "gone.png", "answer": "red"})
+    given = {"recipe": replace(SMALL, epochs=1), "held": held, "cache": tmp_path / "cache"}
+    _, metrics = train(toy_vlm("relevance", eye=Deafer(asked=3)), rows, tmp_path / "run", **given)
+    deaf = "the eye cannot hear it (the question has 7 words)"
+    assert (metrics["rows"], metrics["skipped"]) == (4, {"the image is missing": 2, deaf: 1})
+    assert metrics["held_skipped"] == {"the image is missing": 1}
+    _, metrics = train(toy_vlm("pool", eye=Deafer(asked=3)), rows, tmp_path / "hears none", **given)
+    assert metrics["rows"] == 5
+
+    blind = more(pictures(tmp_path / "blind", 4), {"question": "what is <image>", "answer": "red"})
+    _, metrics = train(toy_vlm(fusion="late"), blind, tmp_path / "late", **given)
+    assert metrics["skipped"] == {"it ends with an image, which no word sees": 1}
+    _, metrics = train(toy_vlm(), blind, tmp_path / "early", **given)
+    assert metrics["skipped"] == {}
+
+    silent = more(pictures(tmp_path / "silent", 4), {"answer": ""})
+    vlm = VLM(ToyEye(), "all", language_model(), tokenizer(end=False))
+    _, metrics = train(vlm, silent, tmp_path / "no end", **given)
+    assert metrics["skipped"] == {"its answer has no token": 1}
+    only = more(pictures(tmp_path / "none", 0), long)
+    Image.new("RGB", (24, 16)).save(tmp_path / "none" / "0.png")
+    with pytest.raises(DataError, match="no row can be used: the eye cannot hear it .the question has 7 words"):
+        train(toy_vlm("relevance", eye=Deafer(asked=3)), only, tmp_path / "x", **given)
 
 
 def test_an_eye_on_another_device_is_refused():

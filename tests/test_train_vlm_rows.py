@@ -61,7 +61,7 @@ def test_rows_are_read_in_order_and_what_cannot_be_used_is_counted(tmp_path, tea
     }
     seen = Seen(tmp_path / "cache", ToyEye(), team)
     seen.fill(rows.keys)
-    drop_broken(seen, [rows])
+    drop_broken(seen.broken, [rows])
     assert rows.skipped["the image is broken"] == 1
     assert [rows[place].answer for place in range(len(rows))] == ["red", "both", "green"]
     assert rows[0].kind == "colour"
@@ -125,7 +125,7 @@ def test_parquet_holds_the_pictures_themselves(tmp_path, team):
     rows = indexed(source, tmp_path / "cache", team)
     seen = Seen(tmp_path / "cache", ToyEye(), team)
     seen.fill(rows.keys)
-    drop_broken(seen, [rows])
+    drop_broken(seen.broken, [rows])
     assert [rows[place].answer for place in range(len(rows))] == ["00", "01", "02", "10", "11", "12", "y"]
     assert seen[rows.uses[5][0]].features[0, 0].tolist() == [1 / 128 - 1, 2 / 128 - 1, -1]
     (tmp_path / "3.parquet").write_bytes((tmp_path / "0.parquet").read_bytes()[:-9])
@@ -218,7 +218,7 @@ def test_numbers_that_are_not_finite_are_a_broken_image(tmp_path, team):
     seen = Seen(tmp_path / "cache", Blind(), team)
     seen.fill(rows.keys)
     assert set(seen.broken.values()) == {"the eye made numbers of it that are not finite"}
-    drop_broken(seen, [rows])
+    drop_broken(seen.broken, [rows])
     assert len(rows) == 2
 
 

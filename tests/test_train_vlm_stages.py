@@ -282,6 +282,34 @@ def test_all_learn_and_go_on_after_a_cut(tmp_path, lora, eye):
     assert again.answer(images, asked, max_new_tokens=4) == vlm.answer(images, asked, max_new_tokens=4)
 
 
+def test_an_eye_that_learns_meets_no_broken_image(tmp_path):
+    rows = pictures(tmp_path / "data", 6)
+    torn = tmp_path / "data" / "3.png"
+    torn.write_bytes(torn.read_bytes()[:60])
+    given = {"recipe": replace(SMALL, epochs=1, rates=RATES), "eye": True, "cache": tmp_path / "cache"}
+    queries = {"latents": 4, "heads": 2, "start": "vision"}
+    vlm: Any = toy_vlm("resampler", eye=LearningEye(), bridge_arguments=queries)
+    _, metrics = full.train(vlm, rows, tmp_path / "run", **given)
+    assert metrics["skipped"] == {"the image is broken": 1}
+    assert vlm.bridge.began
+    looked = []
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr("regard.train.decoded.load_image", looked.append)
+        full.train(toy_vlm(eye=LearningEye()), rows, tmp_path / "again", **given)
+    assert not looked, "what is known is not read again"
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of peft
+def test_other_adapters_than_there_are_refused(tmp_path):
+    rows, given = pictures(tmp_path / "data", 4), {"recipe": replace(SMALL, epochs=1), "cache": tmp_path / "cache"}
+    full.train(toy_vlm(), rows, tmp_path / "two", lora=full.Lora(rank=2), **given)
+    again = VLM.from_pretrained(tmp_path / "two" / "model", eye=ToyEye())
+    with pytest.raises(ModelError, match="has adapters already, of rank 2, alpha 32, dropout 0.05, not of rank 8"):
+        full.train(again, rows, tmp_path / "eight", lora=full.Lora(rank=8), **given)
+    full.train(again, rows, tmp_path / "on", lora=full.Lora(rank=2), **given)
+
+
 def test_the_language_model_waits_for_the_bridge(tmp_path):
     rows = pictures(tmp_path / "data", 8)
     recipe = replace(SMALL, epochs=1, rates=RATES, curriculum=Curriculum(bridge_first=1.0))

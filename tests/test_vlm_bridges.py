@@ -12,7 +12,7 @@ from regard.errors import BudgetError, DataError, ModelError, ShapeError
 from regard.tokens import Question, VisualTokens
 from regard.vlm.bridges import Bridge, Bridged, bridged_together, catalogue, complete, load
 from regard.vlm.bridges.bridge import heard
-from regard.vlm.bridges.qformer import QueryBridge
+from regard.vlm.bridges.queried import Queried
 from tiny_lms import question, tokens
 
 WIDTH, DIM, N = 11, 13, 12
@@ -234,14 +234,16 @@ def test_a_budget_gives_what_the_first_queries_alone_give(name):
 
 
 @torch.no_grad()
-def test_queries_begin_with_what_is_seen():
-    bridge = made("qformer", start="vision")
-    assert isinstance(bridge, QueryBridge)
-    before = bridge.former.queries.clone()
+@pytest.mark.parametrize(("name", "spread"), [("qformer", 0.02), ("resampler", 1.0)])
+def test_queries_begin_with_what_is_seen(name, spread):
+    bridge = made(name, start="vision")
+    assert isinstance(bridge, Queried)
+    before = bridge.learned.clone()
+    assert before.std() == pytest.approx(spread, rel=0.4)
     bridge.begin(ragged())
-    after = bridge.former.queries
+    after = bridge.learned
     assert not torch.allclose(before, after)
-    assert after.abs().mean() < 0.05
+    assert after.std() == pytest.approx(spread, rel=0.2)
     read = bridge.read(ragged().features, ragged().boxes)[ragged().valid]
     drawn = (read - read.mean(dim=0)) / read.std()
     assert (torch.nn.functional.cosine_similarity(after[:, None], drawn[None], dim=2).max(dim=1).values > 0.9).all()

@@ -1,6 +1,7 @@
 """A vision-language model of parts: answers equal to a loop without a cache, and nothing left behind."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -33,6 +34,20 @@ TEXTS = [
 ]
 COUNTS = [3, 0, 1, 2]
 SMALL = {"qformer": {"queries": 5, "heads": 2}, "resampler": {"latents": 5, "heads": 2}}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "learned"), [("gpt2", True), ("opt", True), ("llama", False)])
+def test_more_tokens_than_there_are_positions(name, learned):
+    vlm = VLM(ToyEye(), "grid", language_model(name), tokenizer())
+    prompts = interleaved(vlm.tokenizer, [IMAGE + "what is this ?"], [1])
+    for call in (vlm, partial(vlm.generate, max_new_tokens=1)):
+        if learned:
+            with pytest.raises(DataError, match="has 128 positions and would read 133 tokens: lower the budget"):
+                call(prompts, tokens(1, 32))
+        else:
+            call(prompts, tokens(1, 32))
+        call(prompts, tokens(1, 32), None, 100)
 
 
 @pytest.fixture(scope="module", params=NAMES)

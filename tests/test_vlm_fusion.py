@@ -17,7 +17,7 @@ from regard.vlm.fusion.deep import Deep
 from regard.vlm.fusion.fusion import base_of, decoder_layers, takes_positions
 from regard.vlm.fusion.late import Late
 from regard.vlm.interleaved import IMAGE, Interleaved, Spliced, interleaved, spliced
-from tiny_lms import NAMES, ToyEye, config, language_model, tokenizer, tokens
+from tiny_lms import NAMES, VOCAB, ToyEye, config, language_model, tokenizer, tokens
 
 TEXTS = [f"what {IMAGE} is this {IMAGE} a red cat", "a dog ?", f"{IMAGE} two"]
 COUNTS = [2, 0, 1]
@@ -438,6 +438,22 @@ def test_names_and_arguments():
         VLM(ToyEye(), "all", lm, tokenizer(), "late", fusion_arguments={"wings": 1})
     with pytest.raises(ModelError, match="hybrid fusion needs learned queries"):
         VLM(ToyEye(), "all", lm, tokenizer(), "hybrid")
+    with pytest.raises(ModelError, match="fusion late: heads must be 1 or more, got -2"):
+        VLM(ToyEye(), "all", lm, tokenizer(), "late", fusion_arguments={"heads": -2})
     assert complete("late")["where"] == "every 1"
     assert complete("deep") == {"shared": True}
     assert complete("early") == {}
+
+
+def test_models_of_other_layers_are_refused():
+    """Layers whose experts are one tensor, of which no copy would learn; and those that have no heads."""
+    sizes: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 2, "vocab_size": VOCAB}
+    mixed = transformers.MixtralConfig(
+        **sizes, intermediate_size=16, num_attention_heads=6, num_key_value_heads=2, num_local_experts=2
+    )
+    with pytest.raises(ModelError, match="MixtralDecoderLayer has mlp.*, no linear map, of which an expert"):
+        VLM(ToyEye(), "all", transformers.MixtralForCausalLM(mixed), tokenizer(), "deep")
+    mamba = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes, state_size=4))
+    with pytest.raises(ModelError, match="a model of type mamba has no heads of its own: give heads"):
+        VLM(ToyEye(), "all", mamba, tokenizer(), "late")
+    VLM(ToyEye(), "all", mamba, tokenizer(), "late", fusion_arguments={"heads": 6})

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import regard
+import tiny_towers
 from regard.errors import DataError, ModelError, RegardError
 from regard.train.bridge import begun
 from regard.train.guards import freeze_all_but, parts_of
@@ -20,6 +21,7 @@ from regard.vlm.bridges import load
 from regard.vlm.compose import VLM
 from regard.vlm.fusion.late import Late
 from regard.vlm.interleaved import IMAGE, interleaved
+from regard.vlm.parts import plain
 from tiny_lms import ToyEye, ToyTower, language_model, tokenizer, tokens
 
 TEXTS, COUNTS = [f"{IMAGE} what is {IMAGE} two ?", "a dog ?"], [2, 0]
@@ -243,10 +245,32 @@ def test_adapters_that_come_back_can_learn_on(tmp_path, named):
     assert not (tmp_path / "m2" / "language_model").exists(), "its own weights are the named model's"
 
 
+@torch.no_grad()
+def test_an_eye_by_its_name_is_found_again_with_its_arguments(tmp_path, monkeypatch):
+    tiny_towers.build("siglip", tmp_path).rename(tmp_path / "eye")
+    lm = language_model("llama")
+    lm.save_pretrained(tmp_path / "words")
+    tokenizer().save_pretrained(tmp_path / "words")
+    monkeypatch.chdir(tmp_path)
+    given = {"tiles": (1, 2), "dtype": torch.float32, "device": "cpu"}
+    vlm = VLM("eye", "pool", "words", eye_arguments=given).eval()
+    vlm.save_pretrained("m")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # relative names are no names there
+    again = VLM.from_pretrained("../m")
+    assert again.described_eye == vlm.described_eye
+    assert again.described_eye["tiles"] == [1, 2]
+    image = Image.effect_noise((56, 28), 60).convert("RGB")
+    assert torch.equal(again.eye.look(image).features, vlm.eye.look(image).features)
+    assert again.eye.look(image).features.shape[1] == 3 * 49
+    with pytest.raises(ModelError, match="the eye: layer cannot be saved with the model, got <object"):
+        plain("the eye", {"layer": object()})
+
+
 def test_queries_that_learned_do_not_begin_again(tmp_path):
     vlm: Any = built("qformer", "early", {"start": "vision", "queries": 4}, {})
     vlm.save_pretrained(tmp_path / "new")
-    feed: Any = SimpleNamespace(seen={"a": tokens(1, 9)}, rows=SimpleNamespace(uses=["a"]))
+    feed: Any = SimpleNamespace(tokens=lambda key: tokens(1, 9), rows=SimpleNamespace(uses=["a"]))
     begun(vlm, feed)
     with torch.no_grad():
         vlm.bridge.former.queries.add_(1)  # as training does

@@ -182,8 +182,8 @@ class Record:
     boxes: one (x0, y0, x1, y1) in [0, 1] for each token. relevance: for each question, one value a token.
     grid: (T, H, W) of the tokens. language_model: whose prefill is counted, with prompt_tokens of text.
     seconds: what took how long ("read", "load", "encode"). made: versions, seed and machine.
-    answers: a model's, where one was asked, the first with all visual tokens. trace: of a mechanism that chooses where
-    to look.
+    answers: a model's, where one was asked, the first with all visual tokens. notes: what to know of them, a line each.
+    trace: of a mechanism that chooses where to look.
     """
 
     picture: Picture
@@ -198,6 +198,7 @@ class Record:
     seconds: dict[str, float]
     made: dict[str, str]
     answers: tuple[Answer, ...] = ()
+    notes: tuple[str, ...] = ()
     trace: Trace | None = None
 
     def to_json(self) -> str:
@@ -231,6 +232,7 @@ class Record:
             grid = data.pop("grid")
             data["questions"] = tuple(data["questions"])
             data["answers"] = tuple(Answer(**answer) for answer in data.pop("answers", ()))
+            data["notes"] = tuple(data.pop("notes", ()))
             trace = data.pop("trace", None)
             data["trace"] = trace and Trace.from_dict(trace)
             record = cls(Picture(**picture), looks=tuple(looks), grid=None if grid is None else tuple(grid), **data)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -251,11 +252,12 @@ def _begun(settings: Settings) -> "VLM":
     from regard.vlm import fusion as fusions
     from regard.vlm.bridges.projector import Projector
     from regard.vlm.compose import VLM
-    from regard.vlm.parts import named_language_model
+    from regard.vlm.parts import eye_kind, named_language_model
     from regard.vlm.processors import checked_device
 
     parts = [dict(getattr(settings, name) or {"name": usual}) for name, usual in PARTS.items()]
     eye, mechanism, fusion = (part.pop("name") for part in parts)
+    _check_types("eye", eye_kind(eye), parts[0])
     _check_types("bridge", bridges.KINDS.get(mechanism, Projector), parts[1])
     _check_types("fusion", fusions.KINDS.get(fusion), parts[2])
     arguments = dict(zip(("eye_arguments", "bridge_arguments", "fusion_arguments"), parts, strict=True))
@@ -286,11 +288,11 @@ def _started(settings: Settings, start: str) -> "VLM":
     return vlm
 
 
-def _check_types(table: str, kind: type | None, arguments: dict[str, Any]) -> None:
-    """Raise UsageError where an argument is of another type than the class has it."""
+def _check_types(table: str, made: Callable[..., Any] | None, arguments: dict[str, Any]) -> None:
+    """Raise UsageError where an argument is of another type than what makes the part has it."""
     from regard.train.settings import fitting
 
-    hints = {} if kind is None else get_type_hints(kind.__init__)
+    hints = {} if made is None else get_type_hints(made.__init__ if isinstance(made, type) else made)
     try:
         for name in arguments.keys() & hints.keys():
             fitting(hints[name], arguments[name], f"{table}.{name}")
@@ -310,7 +312,11 @@ def _written(folder: Path, metrics: dict[str, Any], quiet: bool) -> None:
     if not _main():
         return
     write_all(folder, {"metrics.json": json.dumps({**metrics, **provenance()}, indent=1) + "\n"})
-    skipped = "".join(f"; {count} rows skipped, {why}" for why, count in metrics["skipped"].items())
+    skipped = "".join(
+        f"; {count} {rows} skipped, {why}"
+        for rows, some in (("rows", metrics["skipped"]), ("held-out rows", metrics["held_skipped"]))
+        for why, count in some.items()
+    )
     held = "" if metrics["held_loss"] is None else f", of held-out rows {metrics['held_loss']:.4f}"
     if not quiet:
         typer.echo(f"loss {metrics['loss']:.4f}{held} after {metrics['steps']} steps: {folder}{skipped}")

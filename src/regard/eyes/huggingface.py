@@ -81,7 +81,7 @@ class HuggingFaceEye(nn.Module):
         *,
         layer: int | None = None,
         longest: int | None = None,
-        tiles: tuple[int, int] | int | None = None,
+        tiles: Sequence[int] | int | None = None,
         attention: bool = False,
         sign: Literal[1, -1] = 1,
         dtype: str | torch.dtype = "auto",
@@ -92,8 +92,8 @@ class HuggingFaceEye(nn.Module):
         if any. revision: a branch, tag or commit of the hub. Raises ModelError.
         """
         made = loaded(name_or_path, dtype, device, revision)
-        tiles = tuple(tiles) if isinstance(tiles, list) else tiles  # as files have it
-        return cls(*made, layer=layer, longest=longest, tiles=tiles, attention=attention, sign=sign)
+        grid: Any = tiles if isinstance(tiles, int | None) else tuple(tiles)
+        return cls(*made, layer=layer, longest=longest, tiles=grid, attention=attention, sign=sign)
 
     @property
     def name(self) -> str:

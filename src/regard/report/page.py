@@ -103,7 +103,7 @@ def _data(record: Record) -> dict[str, Any]:
     picture, looks = record.picture, _looks(record)
     return {
         "picture": {"name": picture.name, "width": picture.width, "height": picture.height, "jpeg": picture.preview},
-        "notes": picture.notes,
+        "notes": [*picture.notes, *record.notes],
         "facts": _facts(record),
         "answers": cards(record.answers),
         "questions": record.questions,

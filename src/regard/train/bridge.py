@@ -18,7 +18,7 @@ from regard.train.rows import Source
 from regard.train.run import Run, Tell, feeds, silent, team_of
 from regard.train.saving import locked
 from regard.train.settings import Recipe
-from regard.vlm.bridges.qformer import QueryBridge
+from regard.vlm.bridges.queried import Queried
 from regard.vlm.compose import VLM
 from regard.vlm.together import seen_together
 
@@ -88,7 +88,7 @@ def by_answers(vlm: VLM, run: Run, held: Feed | None, parts: dict[str, nn.Module
         if run.due(step):
             run.keep(step, validated(learner, held, run))
     check_frozen(frozen, parts)
-    metrics = run.finish(paradigm=run.state.decides["paradigm"], frozen_unchanged=True)
+    metrics = run.finish(held, paradigm=run.state.decides["paradigm"], frozen_unchanged=True)
     if team.is_main_process:
         vlm.eval().save_pretrained(run.folder / MODEL)
     team.wait_for_everyone()
@@ -99,8 +99,8 @@ def by_answers(vlm: VLM, run: Run, held: Feed | None, parts: dict[str, nn.Module
 def begun(vlm: VLM, feed: Feed) -> None:
     """Queries that begin from vision do so from the first images, once."""
     bridge = vlm.bridge
-    if not isinstance(bridge, QueryBridge) or bridge.start != "vision" or bridge.began or feed.seen is None:
+    if not isinstance(bridge, Queried) or bridge.start != "vision" or bridge.began:
         return
     keys = list(dict.fromkeys(key for uses in feed.rows.uses[:_BEGIN] for key in uses))[:_BEGIN]
-    several: list[VisualTokens] = [feed.seen[key] for key in keys]
+    several: list[VisualTokens] = [feed.tokens(key) for key in keys]
     bridge.begin(seen_together(several).to(next(bridge.parameters()).device))

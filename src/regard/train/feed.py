@@ -3,7 +3,7 @@
 The images of a batch have one grid where that is possible: rows go to buckets by the grids of their images.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -19,10 +19,11 @@ from regard.images import load_image
 from regard.tokens import Question, VisualTokens
 from regard.train.rows import Row, Rows
 from regard.train.seen import Seen
-from regard.vlm.compose import VLM
+from regard.vlm.compose import VLM, blind_at
 from regard.vlm.interleaved import IMAGE, UNLEARNED, Interleaved, interleaved, without_images
 from regard.vlm.together import asked_together, seen_together
 
+Stage = Callable[[str], None]
 _ASKED = 4096  # questions that are kept encoded
 
 
@@ -65,9 +66,7 @@ class Feed:
     def batch(self, places: Iterable[int]) -> Batch:
         """The rows at these places of the index."""
         rows = [self.rows[int(place)] for place in places]
-        counts = [len(row.images) for row in rows]
-        prompts = [row.question if IMAGE in row.question else IMAGE * len(row.images) + row.question for row in rows]
-        whole = interleaved(self.vlm.tokenizer, prompts, counts, [row.answer for row in rows])
+        whole = self._prompts(rows)
         question = None
         if self.vlm.eye.asked and self.vlm.bridge.hears:
             question = asked_together([self._heard(row) for row in rows for _ in row.images])
@@ -79,6 +78,53 @@ class Feed:
         found = [self.seen[key] for row in rows for key, _ in row.images]
         parts = [seen_together(list(part)) for _, part in groupby(found, lambda tokens: tokens.grid)]
         return Batch(whole, parts, None, question, texts)
+
+    def tokens(self, key: str) -> VisualTokens:
+        """Of one image, as the eye is now."""
+        return self.vlm.eye.look(load_image(self.rows.keys[key])) if self.seen is None else self.seen[key]
+
+    def leave_out(self, stage: Stage = lambda text: None) -> None:
+        """Leave out, and count, the rows that the model cannot learn from: whose answer has no token, that end with an
+        image where no word would see it, or whose question the eye cannot hear, while all questions can be kept.
+
+        Raises DataError where no row is left.
+        """
+        hears = self.vlm.eye.asked and self.vlm.bridge.hears
+        blind, endless = not self.vlm.fusion.in_prompt, self.vlm.tokenizer.eos_token_id is None
+        if not (hears or blind or endless):
+            return
+        why: dict[int, str] = {}
+        asked: dict[str, str] = {}
+        for place in range(len(self.rows)):
+            row = self.rows[place]
+            if blind or endless:
+                prompts = self._prompts([row])
+                if not bool((prompts.labels != UNLEARNED).any()):
+                    why[place] = "its answer has no token"
+                elif blind and blind_at(prompts) is not None:
+                    why[place] = "it ends with an image, which no word sees"
+            text = without_images(row.question)
+            if hears and text not in asked and len(asked) < _ASKED:
+                stage(f"hear the questions: {len(asked)}")
+                asked[text] = self._deaf(text)
+            if asked.get(text):
+                why[place] = f"the eye cannot hear it ({asked[text]})"
+        if len(why) == len(self.rows):
+            raise DataError(f"no row can be used: {why[0]}")
+        self.rows.leave_out(why)
+
+    def _prompts(self, rows: Sequence[Row]) -> Interleaved:
+        counts = [len(row.images) for row in rows]
+        prompts = [row.question if IMAGE in row.question else IMAGE * len(row.images) + row.question for row in rows]
+        return interleaved(self.vlm.tokenizer, prompts, counts, [row.answer for row in rows])
+
+    def _deaf(self, text: str) -> str:
+        """Why the eye cannot hear a question; nothing where it can."""
+        try:
+            self._ask(text)
+        except RegardError as error:
+            return str(error)
+        return ""
 
     def _heard(self, row: Row) -> Question:
         try:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,13 +172,13 @@ class Rows:
 
     def drop(self, keys: dict[str, str]) -> None:
         """Leave rows out whose images are broken. keys: of those images, and why."""
-        kept = [place for place, uses in enumerate(self.uses) if not any(key in keys for key in uses)]
-        self.keep(kept, "the image is broken")
+        some = [place for place, uses in enumerate(self.uses) if any(key in keys for key in uses)]
+        self.leave_out(dict.fromkeys(some, "the image is broken"))
 
-    def keep(self, kept: Sequence[int], why: str) -> None:
-        """Leave out all rows but some. why: the others are."""
-        if len(kept) < len(self):
-            self.skipped[why] += len(self) - len(kept)
+    def leave_out(self, why: Mapping[int, str]) -> None:
+        """Leave some rows out, by their places. why: they are."""
+        kept = [place for place in range(len(self)) if place not in why]
+        self.skipped.update(why.values())
         self.starts, self.lengths = self.starts[kept], self.lengths[kept]
         self.uses, self.kinds = [self.uses[place] for place in kept], [self.kinds[place] for place in kept]
 
@@ -263,8 +263,12 @@ def _hashed(given: str | bytes | None, beside: Path, folder: Path) -> tuple[list
         if not path.is_file():
             write_whole(path, given)
         return [key, str(path.resolve()), *_stamp(path)], ""
-    path = (beside / given).resolve()
-    if not path.is_file():
+    try:
+        path = (beside / given).resolve()
+        there = path.is_file()
+    except (OSError, ValueError):  # no name of a file, such as a picture in base64
+        return ["", given[:80], 0, 0], "the image is missing"
+    if not there:
         return ["", str(path), *_stamp(path)], "the image is missing"
     try:
         return [hashlib.sha256(path.read_bytes()).hexdigest(), str(path), *_stamp(path)], ""

@@ -24,6 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from regard.errors import ModelError
 from regard.files import write_whole
+from regard.train.decoded import broken
 from regard.train.feed import Feed, planned
 from regard.train.guards import Flow, norms
 from regard.train.rows import Source, indexed
@@ -86,12 +87,14 @@ def feeds(
 
     with locked(cache / "lock", team, wait=True):
         several = [indexed(source, cache, team, stage) for source in (rows, held) if source is not None]
-        seen = None
-        if not eye_learns:
-            seen = Seen(cache, vlm.eye, team)
-            seen.fill({key: path for some in several for key, path in some.keys.items()}, stage)
-            drop_broken(seen, several)
+        images = {key: path for some in several for key, path in some.keys.items()}
+        seen = None if eye_learns else Seen(cache, vlm.eye, team)
+        if seen is not None:
+            seen.fill(images, stage)
+        drop_broken(broken(images, cache, team, stage) if seen is None else seen.broken, several)
     made = [Feed(vlm, some, seen) for some in several]
+    for feed in made:
+        feed.leave_out(stage)
     return made[0], made[1] if held is not None else None
 
 
@@ -235,7 +238,7 @@ class Run:
         self.team.wait_for_everyone()
         self._since = time.perf_counter()
 
-    def finish(self, **more: Any) -> dict[str, Any]:
+    def finish(self, held_out: Feed | None, **more: Any) -> dict[str, Any]:
         """The best weights where there are held-out rows, else the last; metrics.json is written."""
         if (self.folder / BEST).exists():
             restore(self.folder / BEST, self.learned)
@@ -248,6 +251,7 @@ class Run:
             "rows": len(self.feed.rows),
             "types": dict(Counter(kind for kind in self.feed.rows.kinds if kind)),
             "skipped": dict(self.feed.rows.skipped),
+            "held_skipped": {} if held_out is None else dict(held_out.rows.skipped),
             "learned": self.state.decides["learned"],
             "processes": self.team.num_processes,
             "seconds": round(sum(row["seconds"] for row in history), 1),

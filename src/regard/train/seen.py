@@ -212,9 +212,9 @@ def _noise(size: tuple[int, int]) -> Image.Image:
     return Image.fromarray((whole * 85).astype(np.uint8))
 
 
-def drop_broken(seen: Seen, rows: Iterable[Any]) -> None:
-    """Leave rows out whose images cannot be seen. Raises DataError where none is left."""
+def drop_broken(broken: Mapping[str, str], rows: Iterable[Any]) -> None:
+    """Leave rows out whose images cannot be seen. broken: hashes, and why. Raises DataError where none is left."""
     for some in rows:
-        some.drop(seen.broken)
+        some.drop(broken)
         if not len(some):
             raise DataError("no row can be used: the images of all are broken")

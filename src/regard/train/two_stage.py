@@ -115,7 +115,7 @@ def align(
             if run.due(step):
                 run.keep(step, _validated(learner, held_feed, run))
         check_frozen(before, parts)
-        metrics = run.finish(paradigm="align", frozen_unchanged=True)
+        metrics = run.finish(held_feed, paradigm="align", frozen_unchanged=True)
         aligner.hand_over(bridge)
     return Trained(vlm, metrics)
 
@@ -172,6 +172,7 @@ def _chunks(held: Feed, run: Run) -> Iterable[Any]:
 
 def _single_images(rows: Rows) -> None:
     """Leave out rows of several images. Raises DataError where none is left."""
-    rows.keep([place for place, uses in enumerate(rows.uses) if len(uses) == 1], "it has several images")
+    several = [place for place, uses in enumerate(rows.uses) if len(uses) != 1]
+    rows.leave_out(dict.fromkeys(several, "it has several images"))
     if not len(rows):
         raise DataError("the first stage learns from rows of one image each, and there are none: give some")

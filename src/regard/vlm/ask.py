@@ -35,14 +35,17 @@ QUICK, ROUNDS = 20.0, 3  # where all answers together take up to so many seconds
 @dataclass(frozen=True)
 class Asked:
     """answers: the untouched model's first, then one for each allocator, and that from tiles last. records: one an
-    image, with all answers. notes: what is not exact for this model, in one line each. tiles: what the image was cut
-    into, in the order of the prompt.
+    image, with all answers. tiles: what the image was cut into, in the order of the prompt.
     """
 
     answers: tuple[Answer, ...]
     records: tuple[Record, ...]
-    notes: tuple[str, ...] = ()
     tiles: tuple[Tile, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know of the answers, such as what is not exact for this model, a line each."""
+        return self.records[0].notes
 
 
 def ask(
@@ -98,9 +101,10 @@ def ask(
             tiling = Tiling(vlm, processor, pictures[0][0], question, tiles, sign, states or States())
             ways.append((TILES, partial(run.tiled, tiling, max_new_tokens)))
         done, times = _measured(ways, ROUNDS if rounds is None else rounds, progress)
-    records = _records(done, [preview for _, preview in pictures], _made(vlm, seed, times, done[-1].tiles))
-    notes = dict.fromkeys(each.short.caution for each in done if each.short.caution)
-    return Asked(tuple(each.answer for each in done), records, tuple(notes), done[-1].tiles)
+    made = _made(vlm, seed, times, done[-1].tiles)
+    notes = tuple(dict.fromkeys(each.short.caution for each in done if each.short.caution))
+    records = _records(done, [preview for _, preview in pictures], made, notes)
+    return Asked(tuple(each.answer for each in done), records, done[-1].tiles)
 
 
 def checked_amount(
@@ -232,15 +236,14 @@ def _check(vlm: Opened, question: str, max_new_tokens: int, tiles: int | None) -
         token_pixels(vlm.config)
 
 
-def _records(done: Sequence[_Done], previews: Sequence[Picture], made: dict[str, str]) -> tuple[Record, ...]:
+def _records(
+    done: Sequence[_Done], previews: Sequence[Picture], made: dict[str, str], notes: tuple[str, ...]
+) -> tuple[Record, ...]:
     """One Record an image, with a Look for each way of shortening. done: the untouched model's answer first."""
     answers = tuple(each.answer for each in done)
     by_image = zip(*(each.short.records(previews) for each in done if not each.tiles), strict=True)
-    seconds = dict(answers[0].seconds)
-    return tuple(
-        replace(whole, looks=tuple(r.looks[0] for r in others), answers=answers, seconds=seconds, made=made)
-        for whole, *others in by_image
-    )
+    about: dict[str, Any] = {"answers": answers, "seconds": dict(answers[0].seconds), "made": made, "notes": notes}
+    return tuple(replace(whole, looks=tuple(r.looks[0] for r in others), **about) for whole, *others in by_image)
 
 
 def _made(vlm: Opened, seed: int, rounds: int, tiles: Sequence[Tile]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from regard.vlm import bridges, saved
 from regard.vlm import fusion as fusions
 from regard.vlm.bridges import Bridge, Bridged, bridged_together
 from regard.vlm.fusion import Fusion
-from regard.vlm.fusion.fusion import decoder_of, takes_positions, words_of
+from regard.vlm.fusion.fusion import decoder_of, learned_positions, takes_positions, words_of
 from regard.vlm.interleaved import IMAGE, UNLEARNED, Interleaved, Spliced, Splicer, interleaved, without_images
 from regard.vlm.parts import check_devices, described_eye, named_eye, named_language_model, named_tokenizer, plain
 from regard.vlm.processors import checked_device
@@ -116,6 +116,7 @@ class VLM(nn.Module):
         Raises as `Bridge.forward`, and DataError where images and tokens differ in number.
         """
         bridged, prompt, memory, shown = self._read(prompts, tokens, question, budget)
+        self._check_length(prompt)
         learned = prompt.labels != UNLEARNED
         first = int(learned.any(dim=0).int().argmax()) if bool(learned.any()) else prompt.labels.shape[1]
         keep = min(prompt.labels.shape[1] - first + 1, prompt.labels.shape[1])
@@ -149,6 +150,7 @@ class VLM(nn.Module):
             raise ModelError("answers are made with a cache of the prompt: leave use_cache out")
         _, prompt, memory, shown = self._read(prompts, tokens, question, budget)
         model: Any = self.language_model
+        self._check_length(prompt)
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         if end is not None:
             own = model.generation_config.eos_token_id
@@ -228,6 +230,12 @@ class VLM(nn.Module):
             first += len(rows)
         return bridged_together(bridged) if bridged else None
 
+    def _check_length(self, prompt: Spliced) -> None:
+        """Raise DataError where the language model has learned positions, and fewer than it would read."""
+        most, length = learned_positions(self.language_model), prompt.mask.shape[1]
+        if most is not None and length > most:
+            raise DataError(f"the language model has {most} positions and would read {length} tokens: lower the budget")
+
     @property
     def _asks(self) -> bool:
         """Whether a question is to be heard: by the bridge, of an eye that can hear."""
@@ -251,12 +259,15 @@ def _with_markers(text: str, images: int) -> str:
     return text if IMAGE in text else IMAGE * images + text
 
 
-def _check_ends(prompts: Interleaved) -> None:
-    """Raise DataError where an image is the last of a prompt, so that an answer begins before a word has seen it."""
+def blind_at(prompts: Interleaved) -> int | None:
+    """The first prompt of which an image is the last, so that an answer begins before a word has seen it."""
     learned = F.pad((prompts.labels != UNLEARNED)[:, 1:], (0, 1), value=True)
     blind = (prompts.image & learned).nonzero()
-    if len(blind):
-        row = int(blind[0, 0])
+    return int(blind[0, 0]) if len(blind) else None
+
+
+def _check_ends(prompts: Interleaved) -> None:
+    if (row := blind_at(prompts)) is not None:
         raise DataError(f"prompt {row} ends with an image, which no word sees where it is a memory: end it with a word")
 
 

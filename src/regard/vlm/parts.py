@@ -3,7 +3,7 @@
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,24 @@ def named_eye(name: str, device: torch.device, arguments: dict[str, Any]) -> Siz
     arguments: of the eye, as `HuggingFaceEye.load` has them. Raises ModelError where it cannot be loaded.
     """
     with loading(f"the eye {name!r}"):
-        if name == "embedded":
-            from regard.eyes.embedded import EmbeddedEye
+        if name in PACKAGED:
+            return eye_kind(name)(**arguments)
+        return eye_kind(name)(name, **{"device": device, **arguments}).requires_grad_(False)
 
-            return EmbeddedEye(**arguments)
-        if name == "pocket":
-            from regard.eyes.pocket import PocketEye
 
-            return PocketEye(**arguments)
-        from regard.eyes.huggingface import HuggingFaceEye
+def eye_kind(name: str) -> Callable[..., Any]:
+    """What makes the eye of this name, from its arguments; of Hugging Face's, from its name first."""
+    if name == "embedded":
+        from regard.eyes.embedded import EmbeddedEye
 
-        return HuggingFaceEye.load(name, **{"device": device, **arguments}).requires_grad_(False)
+        return EmbeddedEye
+    if name == "pocket":
+        from regard.eyes.pocket import PocketEye
+
+        return PocketEye
+    from regard.eyes.huggingface import HuggingFaceEye
+
+    return HuggingFaceEye.load
 
 
 def described_eye(eye: SizedEye, name: str | None, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -105,13 +112,19 @@ def named_tokenizer(name: str | os.PathLike) -> Any:
 
 
 def all_arguments(what: str, kind: type, first: int, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a class after its `first`: those given, and the defaults of the others. Raises ModelError."""
+    """The arguments of a class after its `first`: those given, and the defaults of the others. Numbers among them count
+    something, and are 1 or more. Raises ModelError.
+    """
     try:
         bound = inspect.signature(kind).bind(*[None] * first, **arguments)
     except TypeError as error:
         raise ModelError(f"{what}: {error}") from error
     bound.apply_defaults()
-    return dict(list(bound.arguments.items())[first:])
+    whole = dict(list(bound.arguments.items())[first:])
+    for name, value in whole.items():
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise ModelError(f"{what}: {name} must be 1 or more, got {value}")
+    return whole
 
 
 def check_devices(eye: Any, language_model: nn.Module) -> None:

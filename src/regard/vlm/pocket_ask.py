@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import PIL.Image
@@ -65,7 +66,8 @@ def ask_pocket(
         answers.append(answer)
         looks += _looks(vlm, answer, bridged, tokens, asked, amount)
     record = _record(preview, question, tokens, asked, tuple(looks), tuple(answers), seed)
-    return Asked(tuple(answers), (record,), notes_on(found, question))
+    record = replace(record, notes=notes_on(found, question))
+    return Asked(tuple(answers), (record,))
 
 
 def ready(model: Pocket, name: str, seed: int = 0, states: States | None = None) -> VLM:

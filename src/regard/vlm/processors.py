@@ -155,6 +155,8 @@ def checked_device(device: str) -> torch.device:
 def _config(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise ModelError(f"the folder {str(folder)!r} has no config.json: it holds no model")
+    if b'"regard-vlm"' in (folder / "config.json").read_bytes():
+        raise ModelError(f"{str(folder)!r} is a model of parts: VLM.from_pretrained loads it, and its `answer` answers")
     with loading(f"the configuration in {str(folder)!r}"):
         from transformers import AutoConfig
 

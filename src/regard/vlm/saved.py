@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from regard import __version__
 from regard.errors import DataError, ModelError, loading
-from regard.vlm.bridges.qformer import QueryBridge
+from regard.vlm.bridges.queried import Queried
 from regard.vlm.card import card
 from regard.vlm.fusion.fusion import base_of
 from regard.vlm.parts import PACKAGED, named_language_model, named_tokenizer, placed
@@ -108,7 +108,7 @@ def from_pretrained(
         fusion_arguments=made["fusion"].get("arguments"),
     )
     _restore(vlm, folder, eye_weights)
-    if isinstance(vlm.bridge, QueryBridge):
+    if isinstance(vlm.bridge, Queried):
         vlm.bridge.began = began
     return vlm.eval()
 
@@ -149,7 +149,7 @@ def _write(vlm: "VLM", folder: Path) -> None:
         **vlm.described,
         "eye": vlm.described_eye,
         "eye_weights": trained,
-        "began": isinstance(vlm.bridge, QueryBridge) and vlm.bridge.began,
+        "began": isinstance(vlm.bridge, Queried) and vlm.bridge.began,
         "language_model": said,
         "adapter": base is not model,
     }

@@ -6,26 +6,24 @@ The first queries are used where the budget is smaller than their number, so a b
 at random serves them all. Ours differs in that the eye's features tell where they are (`Places`).
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from regard.allocation import Attribution
 from regard.attention.qformer import QFormer
-from regard.errors import ShapeError
 from regard.tokens import Question, VisualTokens
-from regard.vlm.bridges.bridge import Bridge, Bridged, Reader
+from regard.vlm.bridges.bridge import Bridged, Reader
+from regard.vlm.bridges.queried import Queried, Start
 
 
-class QueryBridge(Bridge):
+class QueryBridge(Queried):
     """queries: how many there are. depth, heads, inner: of the Q-Former, its hidden width being 4 x inner. inner: its
-    width, `dim` by default. start: "random", or "vision": `begin` sets the queries from features; began:
-    whether it has.
+    width, `dim` by default. start: as of `Queried`.
     """
 
     name = "qformer"
+    spread = 0.02
 
     def __init__(
         self,
@@ -35,28 +33,18 @@ class QueryBridge(Bridge):
         depth: int = 2,
         heads: int = 4,
         inner: int | None = None,
-        start: Literal["random", "vision"] = "random",
+        start: Start = "random",
     ) -> None:
-        super().__init__(width, dim)
+        super().__init__(width, dim, queries, start)
         inner = inner or dim
-        self.most, self.start, self.began = queries, start, False
         self.read = Reader(width, inner)
         self.former = QFormer(inner, heads, depth, 4 * inner, encoder_dim=inner, queries=queries)
         self.out = nn.Linear(inner, dim)
 
-    @torch.no_grad()
-    def begin(self, tokens: VisualTokens) -> None:
-        """Set the queries to what the bridge reads of some images: tokens drawn evenly from all.
-
-        Raises ShapeError where there are fewer tokens than queries.
-        """
-        read = self.read(tokens.features, tokens.boxes)[tokens.valid]
-        count = len(self.former.queries)
-        if len(read) < count:
-            raise ShapeError(f"{count} queries cannot begin with {len(read)} tokens: give more images")
-        self.began = True
-        drawn = read[torch.linspace(0, len(read) - 1, count).round().long()]
-        self.former.queries.copy_((drawn - drawn.mean(dim=0)) / drawn.std().clamp(min=1e-6) * 0.02)
+    @property
+    def learned(self) -> nn.Parameter:
+        """The queries, (K, D)."""
+        return self.former.queries
 
     def bridged(self, tokens: VisualTokens, question: Question | None, budget: int) -> Bridged:
         states = self.read(tokens.features, tokens.boxes)

@@ -12,25 +12,38 @@ from torch import nn
 from regard.allocation import Attribution
 from regard.attention.resampler import PerceiverResampler
 from regard.tokens import Question, VisualTokens
-from regard.vlm.bridges.bridge import Bridge, Bridged, Reader
+from regard.vlm.bridges.bridge import Bridged, Reader
+from regard.vlm.bridges.queried import Queried, Start
 
 
-class ResamplerBridge(Bridge):
+class ResamplerBridge(Queried):
     """latents: how many there are. depth, heads, inner: of the resampler, its hidden width being 4 x inner. inner:
-    width, `dim` by default.
+    width, `dim` by default. start: as of `Queried`.
     """
 
     name = "resampler"
+    spread = 1.0
 
     def __init__(
-        self, width: int, dim: int, latents: int = 64, depth: int = 2, heads: int = 4, inner: int | None = None
+        self,
+        width: int,
+        dim: int,
+        latents: int = 64,
+        depth: int = 2,
+        heads: int = 4,
+        inner: int | None = None,
+        start: Start = "random",
     ) -> None:
-        super().__init__(width, dim)
+        super().__init__(width, dim, latents, start)
         inner = inner or dim
-        self.most = latents
         self.read = Reader(width, inner)
         self.resampler = PerceiverResampler(inner, heads, latents, depth, 4 * inner)
         self.out = nn.Linear(inner, dim)
+
+    @property
+    def learned(self) -> nn.Parameter:
+        """The latents, (K, D)."""
+        return self.resampler.latents
 
     def bridged(self, tokens: VisualTokens, question: Question | None, budget: int) -> Bridged:
         media = self.read(tokens.features, tokens.boxes)

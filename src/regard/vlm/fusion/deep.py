@@ -83,6 +83,11 @@ def _maps(layer: nn.Module) -> dict[str, nn.Module]:
     }
     if not found:
         raise ModelError(f"{type(layer).__name__} has no linear maps for visual experts: take another language model")
+    for name, value in layer.named_parameters():
+        owner = name.rpartition(".")[0].removesuffix(".base_layer")
+        if value.ndim > 1 and owner not in found and ".lora_" not in name:
+            kind = type(layer).__name__
+            raise ModelError(f"{kind} has {name}, no linear map, of which an expert would be made: take another model")
     return found
 
 

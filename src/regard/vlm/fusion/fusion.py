@@ -103,6 +103,17 @@ def takes_positions(language_model: nn.Module) -> bool:
     return "position_ids" in inspect.signature(base_of(language_model).forward).parameters
 
 
+def learned_positions(language_model: nn.Module) -> int | None:
+    """How many positions it has embeddings of; None where it counts them by a rule, as most models do."""
+    most = getattr(base_of(language_model).config.get_text_config(), "max_position_embeddings", None)
+    tables = [part for part in decoder_of(language_model).modules() if isinstance(part, nn.Embedding)]
+    words = words_of(language_model)
+    learned = any(
+        table.num_embeddings in (most, (most or 0) + 2) for table in tables if table is not words
+    )  # OPT's + 2
+    return most if learned else None
+
+
 def words_of(language_model: nn.Module) -> Any:
     """The embeddings of its words."""
     return base_of(language_model).get_input_embeddings()

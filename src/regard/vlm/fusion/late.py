@@ -41,7 +41,9 @@ class Late(Fusion):
         config = base_of(language_model).config.get_text_config()
         width, memory = config.hidden_size, words_of(language_model).embedding_dim
         self.places, self.every_image = _layers(where, len(decoder_layers(language_model))), every_image
-        of = heads or int(config.num_attention_heads)
+        of = heads or getattr(config, "num_attention_heads", None)
+        if of is None:
+            raise ModelError(f"a model of type {config.model_type} has no heads of its own: give heads")
         self.blocks = nn.ModuleList(
             GatedCrossAttentionBlock(width, of, hidden or 4 * width, memory) for _ in self.places
         )
