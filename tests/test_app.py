@@ -173,11 +173,12 @@ def test_what_was_asked_before_says_nothing_after_the_newest(desk, session):
     """Two runs of one user end in any order; those of two users have nothing to do with each other."""
     from regard.app.page import _Turns, gr
 
-    wires, turns = wired(desk), _Turns()
+    wires, turns, others = wired(desk), _Turns(), _Turns()
+    turns.sight = others.sight = session.sight
     said = ("where is the star?", 16, "pocket", "relevance", "grid")
     free, fixed = (*said, [], 0.5, 0.5, 0.5), (*said, ["scope"], 0.0, 0.5, 0.5)
     older = wires.move(turns, session.sight, None, *free)
-    other = wires.move(_Turns(), session.sight, None, *free)
+    other = wires.move(others, session.sight, None, *free)
     assert any(value != gr.skip() for value in next(older)), "its maps are there"
     next(other)
     assert "0.00, fixed" in str(list(wires.move(turns, session.sight, None, *fixed)))
@@ -191,14 +192,35 @@ def test_the_picture_that_was_opened_last_is_the_one_that_opens(desk, session):
     from regard.app.page import _Turns, gr
 
     wires, turns = wired(desk), _Turns()
+    first, second = (desk.opened(sample.path)[0].sight for sample in SAMPLES[:2])
+    turns.sight = first
     said = ("where is the star?", 16, "pocket", "relevance", "grid", [], 0.5, 0.5, 0.5)
-    given = (turns, session.sight, None, *said)
+    given = (turns, first, None, *said)
     late = [wires.press(*given), wires.every(*given), wires.pick(turns, SAMPLES[0].title)]
     for run in late:
         next(run)
-    assert list(wires.drop(turns, str(SAMPLES[1].path)))[-1][0] is session.sight
+    opening = wires.drop(turns, str(SAMPLES[1].path))
+    next(opening)
+    late += [wires.every(*given), wires.move(*given)]  # asked while it opens
+    for run in late[-2:]:
+        next(run)
+    assert next(opening)[0] is second is turns.sight
     assert all(value == gr.skip() for run in late for values in run for value in values)
     assert list(wires.drop(turns, __file__))[-1][0] is None
+    assert turns.sight is None
+
+
+def test_what_is_moved_beside_a_slow_model_loses_no_answer(desk, session, monkeypatch):
+    from regard.app.page import _Turns
+
+    wires, turns = wired(desk), _Turns()
+    turns.sight = session.sight
+    monkeypatch.setattr(desk, "_other", lambda *given: {"answers": "it is there"})
+    said = ("where is the star?", 16, "another/model", "relevance", "grid", [], 0.5, 0.5, 0.5)
+    asking = wires.press(turns, session.sight, None, *said)
+    assert "answers: this can take a while" in str(next(asking))
+    assert "press Ask" in str(list(wires.move(turns, session.sight, None, *said)))
+    assert "it is there" in str(list(asking))
 
 
 def test_a_late_answer_brings_no_picture_back(desk):
@@ -208,7 +230,9 @@ def test_a_late_answer_brings_no_picture_back(desk):
     wires = wired(desk)
     first, second = (desk.opened(sample.path)[0].sight for sample in SAMPLES[:2])
     said = ("where is the cat?", 16, "pocket", "relevance", "grid", [], 0.5, 0.5, 0.5)
-    several = [*wires.press(_Turns(), first, None, *said), *wires.every(_Turns(), first, None, *said)]
+    turns = _Turns()
+    turns.sight = first
+    several = [*wires.press(turns, first, None, *said), *wires.every(turns, first, None, *said)]
     assert all(values[0] == gr.skip() for values in several), "which picture is open stays"
     heard = several[0][1]
     assert heard.sight is first

@@ -61,8 +61,12 @@ def tokenizer(end: bool = True) -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[unk]", **ends)
 
 
-def language_model(**more: Any) -> Any:
+def language_model(positions: bool = False, **more: Any) -> Any:
+    """positions: learned ones, 32 of them."""
     torch.manual_seed(7)
+    if positions:
+        small: dict[str, Any] = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "eos_token_id": 1}
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=len(WORDS), **small)).eval()
     sizes = {
         "hidden_size": 16,
         "intermediate_size": 24,
@@ -449,7 +453,7 @@ def test_rows_that_cannot_be_learned_from_are_counted(tmp_path):
     held = more(pictures(tmp_path / "held", 4), {"image": "gone.png", "answer": "red"})
     given = {"recipe": replace(SMALL, epochs=1), "held": held, "cache": tmp_path / "cache"}
     _, metrics = train(toy_vlm("relevance", eye=Deafer(asked=3)), rows, tmp_path / "run", **given)
-    deaf = "the eye cannot hear it (the question has 7 words)"
+    deaf = "the eye cannot hear its question"
     assert (metrics["rows"], metrics["skipped"]) == (4, {"the image is missing": 2, deaf: 1})
     assert metrics["held_skipped"] == {"the image is missing": 1}
     _, metrics = train(toy_vlm("pool", eye=Deafer(asked=3)), rows, tmp_path / "hears none", **given)
@@ -461,13 +465,18 @@ def test_rows_that_cannot_be_learned_from_are_counted(tmp_path):
     _, metrics = train(toy_vlm(), blind, tmp_path / "early", **given)
     assert metrics["skipped"] == {}
 
+    small = language_model(positions=True)
+    wordy = more(pictures(tmp_path / "wordy", 4), {"answer": "red " * 40})
+    _, metrics = train(VLM(ToyEye(), "all", small, tokenizer()), wordy, tmp_path / "short", **given)
+    assert metrics["skipped"] == {"its text is longer than the language model's 32 positions": 1}
+
     silent = more(pictures(tmp_path / "silent", 4), {"answer": ""})
     vlm = VLM(ToyEye(), "all", language_model(), tokenizer(end=False))
     _, metrics = train(vlm, silent, tmp_path / "no end", **given)
     assert metrics["skipped"] == {"its answer has no token": 1}
     only = more(pictures(tmp_path / "none", 0), long)
     Image.new("RGB", (24, 16)).save(tmp_path / "none" / "0.png")
-    with pytest.raises(DataError, match="no row can be used: the eye cannot hear it .the question has 7 words"):
+    with pytest.raises(DataError, match="no row can be used: of the first, the eye cannot hear its question"):
         train(toy_vlm("relevance", eye=Deafer(asked=3)), only, tmp_path / "x", **given)
 
 

@@ -76,6 +76,16 @@ def test_a_bridge_is_trained_from_a_file(regard, parts):
             2,
             f"regard: 'other/model' was trained with another bridge than {name}: leave bridge out, or start\n",
         )
+    for change, line in (
+        ({"bridge": {"name": "qformer", "querys": 3}}, "querys"),
+        ({"eye": {"name": str(parts / "eye"), "layer": -2}}, "with another eye than eye.layer -2"),
+        ({"eye": {"name": "embedded"}}, "with another eye than eye.name 'embedded'"),
+        ({"language_model": "another"}, "has the language model"),
+    ):
+        code, _, err = regard("train", "bridge", "--config", config(parts, **{**started, **change}))
+        assert code in (1, 2)
+        assert line in err
+        assert err.count("\n") == 1
 
 
 def test_two_stages_are_trained(regard, parts):

@@ -48,6 +48,11 @@ def test_more_tokens_than_there_are_positions(name, learned):
         else:
             call(prompts, tokens(1, 32))
         call(prompts, tokens(1, 32), None, 100)
+    long = interleaved(vlm.tokenizer, ["what is this ? " * 20], [0])
+    if learned:
+        with pytest.raises(DataError, match="would read 140 tokens: shorten the text or max_new_tokens"):
+            vlm.generate(long, max_new_tokens=60)
+    vlm.generate(long, max_new_tokens=48, min_new_tokens=48)
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -451,7 +451,9 @@ def test_models_of_other_layers_are_refused():
     mixed = transformers.MixtralConfig(
         **sizes, intermediate_size=16, num_attention_heads=6, num_key_value_heads=2, num_local_experts=2
     )
-    with pytest.raises(ModelError, match="MixtralDecoderLayer has mlp.*, no linear map, of which an expert"):
+    with pytest.raises(
+        ModelError, match="MixtralDecoderLayer has mlp.*, which is no linear map and would get no expert"
+    ):
         VLM(ToyEye(), "all", transformers.MixtralForCausalLM(mixed), tokenizer(), "deep")
     mamba = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes, state_size=4))
     with pytest.raises(ModelError, match="a model of type mamba has no heads of its own: give heads"):

@@ -255,9 +255,7 @@ def test_an_eye_by_its_name_is_found_again_with_its_arguments(tmp_path, monkeypa
     given = {"tiles": (1, 2), "dtype": torch.float32, "device": "cpu"}
     vlm = VLM("eye", "pool", "words", eye_arguments=given).eval()
     vlm.save_pretrained("m")
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")  # relative names are no names there
-    again = VLM.from_pretrained("../m")
+    again = VLM.from_pretrained("m")
     assert again.described_eye == vlm.described_eye
     assert again.described_eye["tiles"] == [1, 2]
     image = Image.effect_noise((56, 28), 60).convert("RGB")
@@ -265,6 +263,14 @@ def test_an_eye_by_its_name_is_found_again_with_its_arguments(tmp_path, monkeypa
     assert again.eye.look(image).features.shape[1] == 3 * 49
     with pytest.raises(ModelError, match="the eye: layer cannot be saved with the model, got <object"):
         plain("the eye", {"layer": object()})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # where relative names are of nothing
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ModelError, match="'words' cannot be loaded: .*names what is elsewhere now, give eye or language_model"
+    ):
+        VLM.from_pretrained("../m")
+    VLM.from_pretrained("../m", eye="../eye", language_model="../words")
 
 
 def test_queries_that_learned_do_not_begin_again(tmp_path):

@@ -109,13 +109,15 @@ def _looking() -> dict[str, Any]:
 
 
 class _Turns:
-    """How often one user opened a picture, and asked: runs end in any order, and one that is late says nothing.
+    """How often one user opened a picture, and asked, and what is open: runs end in any order, and one that is late
+    says nothing.
 
     Gradio's `cancels` would lose what is moved while a step that cannot be stopped ends.
     """
 
     def __init__(self) -> None:
         self.opened = self.asked = 0
+        self.sight: Sight | None = None
 
 
 class _Wires:
@@ -152,8 +154,7 @@ class _Wires:
 
     def every(self, turns: _Turns, sight: "Sight | None", heard: "Heard | None", *said: Any) -> _Steps:
         """The gallery."""
-        turn = turns.opened
-        yield from self._until(lambda: turn != turns.opened, self._gallery(_session(sight, heard), said))
+        yield from self._until(lambda: sight is not turns.sight, self._gallery(_session(sight, heard), said))
 
     def choose(self, sight: "Sight | None", heard: "Heard | None", *said: Any) -> list[Any]:
         """The allocators that the model can be served by."""
@@ -166,11 +167,14 @@ class _Wires:
     def _open(self, turns: _Turns, path: str | Path) -> _Steps:
         turns.asked += 1  # what was asked of another picture is over
         turn = turns.opened = turns.opened + 1
-        return self._until(lambda: turn != turns.opened, self._opened(path))
+        return self._until(lambda: turn != turns.opened, self._opened(turns, turn, path))
 
     def _ask(self, turns: _Turns, session: "Session", said: tuple, pressed: bool) -> _Steps:
-        turn = turns.asked = turns.asked + 1
-        return self._until(lambda: turn != turns.asked, self._answered(session, said, pressed))
+        wish = _wish(*said)
+        turns.asked += pressed or wish.model == POCKET  # no other model follows what is moved
+        turn, sight = turns.asked, session.sight
+        steps = self._answered(session, wish, pressed)
+        return self._until(lambda: turn != turns.asked or sight is not turns.sight, steps)
 
     def _until(self, over: Callable[[], bool], steps: _Steps) -> _Steps:
         for values in steps:
@@ -179,18 +183,21 @@ class _Wires:
                 return
             yield values
 
-    def _opened(self, path: str | Path) -> _Steps:
+    def _opened(self, turns: _Turns, turn: int, path: str | Path) -> _Steps:
         yield self._values({"notice": notice("the picture is looked at")})
+        sight = None
         try:
             session, panels = self.service.desk.opened(path)
-            yield self._values(panels, session.sight, None)
+            sight = session.sight
         except RegardError as error:
-            blank = dict.fromkeys(PANELS, "")
-            yield self._values(blank | {"notice": notice(str(error), wrong=True)}, None, None)
+            panels = dict.fromkeys(PANELS, "") | {"notice": notice(str(error), wrong=True)}
+        if turn == turns.opened:
+            turns.sight = sight
+        yield self._values(panels, sight, None)
 
-    def _answered(self, session: "Session", said: tuple, pressed: bool) -> _Steps:
+    def _answered(self, session: "Session", wish: "Wish", pressed: bool) -> _Steps:
         try:
-            for found, panels in self.service.desk.run(session, _wish(*said), pressed):
+            for found, panels in self.service.desk.run(session, wish, pressed):
                 yield self._values(panels, heard=found.heard)
         except RegardError as error:
             yield self._values({"notice": notice(str(error), wrong=True)})

@@ -88,8 +88,11 @@ class Progress:
 
     def _shows(self, line: str, done: int = 0, total: int = 0) -> None:
         if self.bar is not None:
+            (task,) = self.bar.tasks
+            if not total or done < task.completed:  # something else begins
+                self.bar.reset(task.id, total=total or None)
             self.bar.columns = self.known if total else self.line
-            self.bar.update(self.bar.task_ids[0], description=line, completed=done, total=total or None)
+            self.bar.update(task.id, description=line, completed=done, total=total or None)
 
     def __exit__(self, *error: object) -> None:
         if self.bar is not None:

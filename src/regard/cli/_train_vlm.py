@@ -268,24 +268,45 @@ def _begun(settings: Settings) -> "VLM":
 
 def _started(settings: Settings, start: str) -> "VLM":
     """A model that was trained before. Raises UsageError where the settings say that its parts are others."""
+    from regard.vlm import bridges
+    from regard.vlm import fusion as fusions
     from regard.vlm.compose import VLM
+    from regard.vlm.fusion.fusion import base_of
+    from regard.vlm.parts import arguments_of, plain
 
     if settings.dtype != "auto":
         raise UsageError("the setting dtype is for language_model: a model that is started from has its own")
     vlm = VLM.from_pretrained(start)
-    there = {"bridge": vlm.described["mechanism"], "fusion": vlm.described["fusion"]}
+    language_model = base_of(vlm.language_model).config.name_or_path
+    if settings.language_model is not None and not _same_place(settings.language_model, language_model):
+        raise UsageError(f"{start!r} has the language model {language_model!r}: leave language_model out, or start")
     eye = vlm.described_eye
-    there["eye"] = {"name": eye.get("name_or_path", eye["kind"]), "arguments": eye}
+    eye_name = eye.get("name_or_path", eye["kind"])
+    there: dict[str, Any] = {"eye": {"name": eye_name, "arguments": {**arguments_of(eye_name), **eye}}}
+    there |= {"bridge": vlm.described["mechanism"], "fusion": vlm.described["fusion"]}
+    whole = {"bridge": bridges.complete, "fusion": fusions.complete}
     for table, found in there.items():
         asked = dict(getattr(settings, table) or {})
         name = asked.pop("name", None)
-        same = name is None or (found is not None and Path(name).name == Path(found["name"]).name)
+        if name is not None and (found is None or not _same_place(name, found["name"])):
+            raise UsageError(_other_part(start, f"{table}.name {name!r}"))
+        if name is not None and table in whole:
+            whole[table](name, **asked)  # refuses what it does not know
         known = {} if found is None else found["arguments"]
-        other = [key for key, value in asked.items() if known.get(key, value) != value]
-        if not same or other:
-            what = f"{table}.{other[0]} {asked[other[0]]!r}" if same else f"{table}.name {name!r}"
-            raise UsageError(f"{start!r} was trained with another {table} than {what}: leave {table} out, or start")
+        for key, value in plain(table, asked).items():
+            if key != "device" and known.get(key) != value:
+                raise UsageError(_other_part(start, f"{table}.{key} {value!r}"))
     return vlm
+
+
+def _same_place(one: str, other: str) -> bool:
+    """Whether two names are one, or of one folder."""
+    return one == other or (Path(one).is_dir() and Path(one).resolve() == Path(other).resolve())
+
+
+def _other_part(start: str, what: str) -> str:
+    table = what.partition(".")[0]
+    return f"{start!r} was trained with another {table} than {what}: leave {table} out, or start"
 
 
 def _check_types(table: str, made: Callable[..., Any] | None, arguments: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from regard.train.feed import Feed
 from regard.train.guards import Flow, check_frozen, fingerprint, freeze_all_but, gates, parts_of
 from regard.train.learner import Learner, check_precision, shared, validated
 from regard.train.rows import Source
-from regard.train.run import Run, Tell, feeds, silent, team_of
+from regard.train.run import Run, Tell, feeds, made_of, silent, team_of
 from regard.train.saving import locked
 from regard.train.settings import Recipe
 from regard.vlm.bridges.queried import Queried
@@ -61,6 +61,7 @@ def train(
         learned = freeze_all_but(parts, ("bridge", "fusion"))
         before = fingerprint(parts)
         decides = {"paradigm": "bridge", "frozen": before, "start": start, "held": held_feed and held_feed.rows.digest}
+        decides["parts"] = made_of(vlm, "mechanism", "fusion")
         if not start:
             begun(vlm, feed)
         run = Run(folder, recipe, team, learned, feed, decides, tell)

@@ -1,4 +1,4 @@
-"""Which images can be read, found once and kept beside the cache, for an eye that learns and looks at each anew."""
+"""Which images can be read, for an eye that learns and looks at each anew; what was read once is not checked again."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -9,6 +9,8 @@ from regard.errors import ImageError
 from regard.files import write_whole
 from regard.images import load_image
 
+_AT_ONCE = 5000  # images of a process, after which it is written
+
 
 def broken(images: Mapping[str, str], cache: Path, team: Any, stage: Callable[[str], None]) -> dict[str, str]:
     """The hashes of images that cannot be read, and why. images: hashes and paths. team: an `Accelerator`, whose
@@ -17,18 +19,22 @@ def broken(images: Mapping[str, str], cache: Path, team: Any, stage: Callable[[s
     from accelerate.utils import gather_object
 
     file = cache / "decoded.json"
-    known: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
-    wanted = [key for key in images if key not in known]
-    found = []
-    for number, key in enumerate(wanted[team.process_index :: team.num_processes]):
-        if number % 100 == 0:
-            stage(f"read the images: {number * team.num_processes} of {len(wanted)}")
-        found.append((key, _why(images[key])))
-    known |= dict(gather_object(found))
-    team.wait_for_everyone()
-    if team.is_main_process and wanted:
-        write_whole(file, json.dumps(known))
-    return {key: why for key, why in known.items() if why and key in images}
+    good: set[str] = set(json.loads(file.read_text())) if file.is_file() else set()
+    wanted, bad = [key for key in images if key not in good], dict[str, str]()
+    together = _AT_ONCE * team.num_processes
+    for start in range(0, len(wanted), together):
+        mine = wanted[start : start + together][team.process_index :: team.num_processes]
+        found = []
+        for number, key in enumerate(mine):
+            if number % 100 == 0:
+                stage(f"read the images: {start + number * team.num_processes} of {len(wanted)}")
+            found.append((key, _why(images[key])))
+        several = dict(gather_object(found))
+        bad |= {key: why for key, why in several.items() if why}
+        good |= several.keys() - bad.keys()
+        if team.is_main_process:
+            write_whole(file, json.dumps(sorted(good)))
+    return bad
 
 
 def _why(path: str) -> str:

@@ -20,6 +20,7 @@ from regard.tokens import Question, VisualTokens
 from regard.train.rows import Row, Rows
 from regard.train.seen import Seen
 from regard.vlm.compose import VLM, blind_at
+from regard.vlm.fusion.fusion import learned_positions
 from regard.vlm.interleaved import IMAGE, UNLEARNED, Interleaved, interleaved, without_images
 from regard.vlm.together import asked_together, seen_together
 
@@ -83,48 +84,58 @@ class Feed:
         """Of one image, as the eye is now."""
         return self.vlm.eye.look(load_image(self.rows.keys[key])) if self.seen is None else self.seen[key]
 
-    def leave_out(self, stage: Stage = lambda text: None) -> None:
+    def leave_out(self, team: Any, stage: Stage = lambda text: None) -> None:
         """Leave out, and count, the rows that the model cannot learn from: whose answer has no token, that end with an
-        image where no word would see it, or whose question the eye cannot hear, while all questions can be kept.
+        image where no word would see it, whose text is longer than its positions, or whose question the eye cannot
+        hear. team: an `Accelerator`, whose processes share the hearing.
 
         Raises DataError where no row is left.
         """
-        hears = self.vlm.eye.asked and self.vlm.bridge.hears
-        blind, endless = not self.vlm.fusion.in_prompt, self.vlm.tokenizer.eos_token_id is None
-        if not (hears or blind or endless):
-            return
-        why: dict[int, str] = {}
-        asked: dict[str, str] = {}
-        for place in range(len(self.rows)):
-            row = self.rows[place]
-            if blind or endless:
-                prompts = self._prompts([row])
-                if not bool((prompts.labels != UNLEARNED).any()):
-                    why[place] = "its answer has no token"
-                elif blind and blind_at(prompts) is not None:
-                    why[place] = "it ends with an image, which no word sees"
-            text = without_images(row.question)
-            if hears and text not in asked and len(asked) < _ASKED:
-                stage(f"hear the questions: {len(asked)}")
-                asked[text] = self._deaf(text)
-            if asked.get(text):
-                why[place] = f"the eye cannot hear it ({asked[text]})"
+        most = learned_positions(self.vlm.language_model)
+        hears, why = self.vlm.eye.asked and self.vlm.bridge.hears, dict[int, str]()
+        asked: dict[str, list[int]] = {}
+        for place, row in enumerate(self.rows.all()):
+            if place % 1000 == 0:
+                stage(f"check the rows: {place} of {len(self.rows)}")
+            if most is not None or not row.answer.strip() or row.question.rstrip().endswith(IMAGE):
+                why |= {place: reason} if (reason := self._unlearnable(row, most)) else {}
+            if hears:
+                asked.setdefault(without_images(row.question), []).append(place)
+        for text in self._unheard(list(asked), team, stage):
+            why |= dict.fromkeys(asked[text], "the eye cannot hear its question")
         if len(why) == len(self.rows):
-            raise DataError(f"no row can be used: {why[0]}")
+            raise DataError(f"no row can be used: of the first, {why[0]}")
         self.rows.leave_out(why)
+
+    def _unlearnable(self, row: Row, most: int | None) -> str:
+        """Why nothing can be learned from a row; nothing where it can. most: positions of the language model."""
+        prompts = self._prompts([row])
+        if not bool((prompts.labels != UNLEARNED).any()):
+            return "its answer has no token"
+        if most is not None and int(prompts.mask.sum()) > most:
+            return f"its text is longer than the language model's {most} positions"
+        blind = not self.vlm.fusion.in_prompt and blind_at(prompts) is not None
+        return "it ends with an image, which no word sees" if blind else ""
+
+    def _unheard(self, texts: Sequence[str], team: Any, stage: Stage) -> list[str]:
+        """The questions that the eye cannot hear."""
+        from accelerate.utils import gather_object
+
+        mine = texts[team.process_index :: team.num_processes]
+        found = []
+        for number, text in enumerate(mine):
+            if number % 100 == 0:
+                stage(f"hear the questions: {number} of {len(mine)}")
+            try:
+                self._ask(text)
+            except RegardError:
+                found.append(text)
+        return gather_object(found)
 
     def _prompts(self, rows: Sequence[Row]) -> Interleaved:
         counts = [len(row.images) for row in rows]
         prompts = [row.question if IMAGE in row.question else IMAGE * len(row.images) + row.question for row in rows]
         return interleaved(self.vlm.tokenizer, prompts, counts, [row.answer for row in rows])
-
-    def _deaf(self, text: str) -> str:
-        """Why the eye cannot hear a question; nothing where it can."""
-        try:
-            self._ask(text)
-        except RegardError as error:
-            return str(error)
-        return ""
 
     def _heard(self, row: Row) -> Question:
         try:

@@ -16,7 +16,7 @@ from regard.train.bridge import CACHE, Trained, begun, by_answers
 from regard.train.guards import fingerprint, freeze_all_but, parts_of
 from regard.train.learner import check_precision
 from regard.train.rows import Source
-from regard.train.run import Run, Tell, feeds, silent, team_of
+from regard.train.run import Run, Tell, feeds, made_of, silent, team_of
 from regard.train.saving import locked
 from regard.train.settings import Rates, Recipe
 from regard.vlm.compose import VLM
@@ -60,10 +60,10 @@ def train(
     learn = ("bridge", "fusion", "language_model", *(["eye"] if eye else []))
     if eye and not (isinstance(vlm.eye, nn.Module) and callable(getattr(vlm.eye, "prepare", None))):
         raise ModelError(f"the eye {vlm.eye.name!r} cannot learn: take a module with prepare and forward, or freeze it")
+    if lora is not None or base_of(vlm.language_model) is not vlm.language_model:  # whose own weights stay as they are
+        check_precision(vlm, recipe)
     if lora is not None:
         adapt(vlm, lora)
-    if base_of(vlm.language_model) is not vlm.language_model:  # of which the weights beside the adapters stay
-        check_precision(vlm, recipe)
     team = team_of(recipe, folder)
     with locked(folder / "lock", team):
         feed, held_feed = feeds(vlm, rows, held, Path(cache), team, tell, eye_learns=eye)
@@ -72,13 +72,14 @@ def train(
         vlm.eye_trained |= eye
         before = fingerprint(parts)
         decides = {"paradigm": "full", "frozen": before, "held": held_feed and held_feed.rows.digest}
+        decides |= {"parts": made_of(vlm, "mechanism", "fusion"), "lora": lora and asdict(lora)}
         begun(vlm, feed)
-        run = Run(folder, recipe, team, learned, feed, {**decides, "lora": lora and asdict(lora)}, tell)
+        run = Run(folder, recipe, team, learned, feed, decides, tell)
         return by_answers(vlm, run, held_feed, parts, before)
 
 
 def _check_adapters(model: Any, lora: Lora) -> None:
-    """Raise ModelError where a model has other adapters than those that are asked for."""
+    """Raise ModelError where a model has adapters of another rank, alpha or dropout than is asked for."""
     for config in model.peft_config.values():
         there = (config.r, config.lora_alpha, config.lora_dropout)
         if there != (lora.rank, lora.alpha, lora.dropout):

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -165,10 +165,13 @@ class Rows:
 
     def __getitem__(self, place: int) -> Row:
         with self.path.open("rb") as file:
-            file.seek(int(self.starts[place]))
-            row = json.loads(file.readline())
-        images = [(key, path) for key, path, *_ in row["images"]]
-        return Row(images, row["question"], row["answer"], row["type"], row["asked"])
+            return _row_at(file, self.starts[place])
+
+    def all(self) -> Iterator[Row]:
+        """Each row, in order."""
+        with self.path.open("rb") as file:
+            for start in self.starts:
+                yield _row_at(file, start)
 
     def drop(self, keys: dict[str, str]) -> None:
         """Leave rows out whose images are broken. keys: of those images, and why."""
@@ -181,6 +184,13 @@ class Rows:
         self.skipped.update(why.values())
         self.starts, self.lengths = self.starts[kept], self.lengths[kept]
         self.uses, self.kinds = [self.uses[place] for place in kept], [self.kinds[place] for place in kept]
+
+
+def _row_at(file: BinaryIO, start: int) -> Row:
+    file.seek(int(start))
+    row = json.loads(file.readline())
+    images = [(key, path) for key, path, *_ in row["images"]]
+    return Row(images, row["question"], row["answer"], row["type"], row["asked"])
 
 
 def indexed(source: Source, folder: Path, team: Any, stage: Callable[[str], None] = lambda text: None) -> Rows:
@@ -267,7 +277,7 @@ def _hashed(given: str | bytes | None, beside: Path, folder: Path) -> tuple[list
         path = (beside / given).resolve()
         there = path.is_file()
     except (OSError, ValueError):  # no name of a file, such as a picture in base64
-        return ["", given[:80], 0, 0], "the image is missing"
+        return ["", "", 0, 0], "the image is missing"
     if not there:
         return ["", str(path), *_stamp(path)], "the image is missing"
     try:

@@ -94,15 +94,20 @@ def feeds(
         drop_broken(broken(images, cache, team, stage) if seen is None else seen.broken, several)
     made = [Feed(vlm, some, seen) for some in several]
     for feed in made:
-        feed.leave_out(stage)
+        feed.leave_out(team, stage)
     return made[0], made[1] if held is not None else None
 
 
-def _parts(vlm: VLM) -> dict[str, Any]:
-    """Which eye, bridge and fusion a model has, by all their arguments; of those given as they are, their kind."""
-    given = {"mechanism": vlm.bridge, "fusion": vlm.fusion}
-    kinds = {name: {"name": type(part).__name__} for name, part in given.items()}
-    return {"eye": vlm.described_eye} | {name: vlm.described[name] or kind for name, kind in kinds.items()}
+def made_of(vlm: VLM, *parts: str) -> dict[str, Any]:
+    """Parts of a model by all that decides what they compute but their weights: the arguments of those given by name,
+    the kind of those given as they are. parts: "mechanism" and "fusion", or one of them, beside the eye.
+    """
+    eye = {} if vlm.described_eye["kind"] == "given" else vlm.described_eye
+    found: dict[str, Any] = {"eye": {key: eye[key] for key in eye.keys() - {"kind", "name_or_path", "revision"}}}
+    for name, part in (("mechanism", vlm.bridge), ("fusion", vlm.fusion)):
+        if name in parts:
+            found[name] = vlm.described[name] or {"name": type(part).__name__}
+    return found
 
 
 class Run:
@@ -119,7 +124,6 @@ class Run:
         seen = None if feed.seen is None else described(feed.seen.eye)
         counts = {name: sum(value.numel() for value in some.values()) for name, some in learned.items()}
         data = {"rows": feed.rows.digest, "count": len(feed.rows), "eye": seen, "processes": team.num_processes}
-        data["parts"] = _parts(feed.vlm)
         self.state = found(folder, {"recipe": recipe.decides, **data, "learned": counts, **decides})
         self._buckets = feed.buckets
         self.each = len(self._plan(0))  # steps of an epoch

@@ -19,7 +19,7 @@ from regard.train.feed import Batch, Feed
 from regard.train.guards import Flow, check_frozen, fingerprint, freeze_all_but, parts_of
 from regard.train.learner import check_precision, shared
 from regard.train.rows import Rows, Source
-from regard.train.run import Run, Tell, feeds, silent, team_of
+from regard.train.run import Run, Tell, feeds, made_of, silent, team_of
 from regard.train.saving import locked
 from regard.train.settings import Curriculum, Rates, Recipe
 from regard.vlm.bridges.qformer import QueryBridge
@@ -96,6 +96,7 @@ def align(
         learned = freeze_all_but(parts, ("bridge",))
         before = fingerprint(parts)
         decides = {"paradigm": "align", "frozen": before, "held": held_feed and held_feed.rows.digest}
+        decides["parts"] = made_of(vlm, "mechanism")
         run = Run(folder, recipe, team, learned, feed, decides, tell)
         learner = _Learner(aligner, vlm, recipe, team)
         model, flow = shared(learner, team), Flow(parts)

@@ -150,7 +150,7 @@ class VLM(nn.Module):
             raise ModelError("answers are made with a cache of the prompt: leave use_cache out")
         _, prompt, memory, shown = self._read(prompts, tokens, question, budget)
         model: Any = self.language_model
-        self._check_length(prompt)
+        self._check_length(prompt, generation.get("max_new_tokens") or 0)
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         if end is not None:
             own = model.generation_config.eos_token_id
@@ -230,11 +230,15 @@ class VLM(nn.Module):
             first += len(rows)
         return bridged_together(bridged) if bridged else None
 
-    def _check_length(self, prompt: Spliced) -> None:
-        """Raise DataError where the language model has learned positions, and fewer than it would read."""
-        most, length = learned_positions(self.language_model), prompt.mask.shape[1]
+    def _check_length(self, prompt: Spliced, new: int = 0) -> None:
+        """Raise DataError where the language model has learned positions, and fewer than it would read. new: tokens
+        that may follow, of which it does not read the last.
+        """
+        most, length = learned_positions(self.language_model), prompt.mask.shape[1] + max(0, new - 1)
         if most is not None and length > most:
-            raise DataError(f"the language model has {most} positions and would read {length} tokens: lower the budget")
+            less = "lower the budget" if bool(prompt.image.any()) else "shorten the text"
+            less += " or max_new_tokens" if new else ""
+            raise DataError(f"the language model has {most} positions and would read {length} tokens: {less}")
 
     @property
     def _asks(self) -> bool:

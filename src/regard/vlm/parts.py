@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +42,12 @@ def eye_kind(name: str) -> Callable[..., Any]:
     return HuggingFaceEye.load
 
 
+def arguments_of(name: str) -> dict[str, Any]:
+    """The arguments of the eye of this name, as they are where none is given."""
+    known = inspect.signature(eye_kind(name)).parameters.values()
+    return {each.name: each.default for each in known if each.default is not inspect.Parameter.empty}
+
+
 def described_eye(eye: SizedEye, name: str | None, arguments: dict[str, Any]) -> dict[str, Any]:
     """What says which eye it is, as JSON has it. name: by which it was asked for; None: it was given as it is.
 
@@ -50,7 +55,7 @@ def described_eye(eye: SizedEye, name: str | None, arguments: dict[str, Any]) ->
     """
     if name is not None and name not in PACKAGED:
         kept = {key: value for key, value in arguments.items() if key != "device"}  # of this machine alone
-        return {"kind": "huggingface", "name_or_path": placed(name), **plain("the eye", kept)}
+        return {"kind": "huggingface", "name_or_path": name, **plain("the eye", kept)}
     kind = _packaged(eye)
     if kind is not None and is_dataclass(eye) and not isinstance(eye, type):
         fields = asdict(eye)
@@ -59,11 +64,6 @@ def described_eye(eye: SizedEye, name: str | None, arguments: dict[str, Any]) ->
         if eye == type(eye)():
             return {"kind": kind}
     return {"kind": "given", "name": eye.name, "width": eye.width, "asked": eye.asked}
-
-
-def placed(name: str | os.PathLike) -> str:
-    """A model's name, or the whole path where it is a folder, to be found from any other folder too."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else str(name)
 
 
 def plain(what: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from regard.errors import DataError, ModelError, loading
 from regard.vlm.bridges.queried import Queried
 from regard.vlm.card import card
 from regard.vlm.fusion.fusion import base_of
-from regard.vlm.parts import PACKAGED, named_language_model, named_tokenizer, placed
+from regard.vlm.parts import PACKAGED, named_language_model, named_tokenizer
 from regard.vlm.processors import checked_device, model_folder
 
 if TYPE_CHECKING:
@@ -97,20 +97,34 @@ def from_pretrained(
     for part, given in (("mechanism", mechanism), ("fusion", fusion)):
         if given is None and not made[part]:
             raise ModelError(f"the {part} of this model was given as it is, and has no name to load it by: give {part}")
-    vlm = cls(
-        eye if eye is not None else kind if kind in PACKAGED else found.pop("name_or_path"),
-        mechanism if mechanism is not None else made["mechanism"]["name"],
-        _language_model(folder, said, adapter, language_model, device),
-        named_tokenizer(folder / TOKENIZER),
-        fusion if fusion is not None else made["fusion"]["name"],
-        eye_arguments=found,
-        bridge_arguments=made["mechanism"].get("arguments"),
-        fusion_arguments=made["fusion"].get("arguments"),
-    )
+    with _named_parts(folder):
+        vlm = cls(
+            eye if eye is not None else kind if kind in PACKAGED else found.pop("name_or_path"),
+            mechanism if mechanism is not None else made["mechanism"]["name"],
+            _language_model(folder, said, adapter, language_model, device),
+            named_tokenizer(folder / TOKENIZER),
+            fusion if fusion is not None else made["fusion"]["name"],
+            eye_arguments=found,
+            bridge_arguments=made["mechanism"].get("arguments"),
+            fusion_arguments=made["fusion"].get("arguments"),
+        )
     _restore(vlm, folder, eye_weights)
     if isinstance(vlm.bridge, Queried):
         vlm.bridge.began = began
     return vlm.eval()
+
+
+@contextmanager
+def _named_parts(folder: Path) -> Iterator[None]:
+    """Parts of a model are found by their names; where one is not, say how to give it."""
+    try:
+        yield
+    except ModelError as error:
+        if "cannot be loaded" not in str(error):
+            raise
+        raise ModelError(
+            f"{error}: where {str(folder)!r} names what is elsewhere now, give eye or language_model"
+        ) from error
 
 
 def versions(language_model: nn.Module) -> int:
@@ -134,7 +148,7 @@ def _write(vlm: "VLM", folder: Path) -> None:
     frozen = not any(value.requires_grad for name, value in model.named_parameters() if is_own(name))
     if base.config.name_or_path and frozen and versions(model) == vlm.started:
         revision = getattr(base.config, "_commit_hash", None)
-        said |= {"name_or_path": placed(base.config.name_or_path), "revision": revision}
+        said |= {"name_or_path": base.config.name_or_path, "revision": revision}
     else:
         base.save_pretrained(folder / WHOLE, state_dict=_without_adapter(base))
     if base is not model:

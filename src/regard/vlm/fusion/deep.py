@@ -5,8 +5,9 @@
 Each visual expert begins as a copy of the language model's, and where no image is, the language model is as it was, bit
 for bit. The last token of an image goes to the language expert, and those inside share one position, as in the released
 code (`attention.expert`). Ours differs in form: whatever linear maps a layer has get an expert, so any causal language
-model will do, and the language expert is also computed for the images' tokens, and not used. Adapters of peft are of
-the language expert alone, and images that stand side by side are one run.
+model will do whose layers have no other matrices (mixtures of experts have), and the language expert is also computed
+for the images' tokens, and not used. Adapters of peft are of the language expert alone, and images that stand side by
+side are one run.
 """
 
 from contextlib import AbstractContextManager
@@ -87,7 +88,7 @@ def _maps(layer: nn.Module) -> dict[str, nn.Module]:
         owner = name.rpartition(".")[0].removesuffix(".base_layer")
         if value.ndim > 1 and owner not in found and ".lora_" not in name:
             kind = type(layer).__name__
-            raise ModelError(f"{kind} has {name}, no linear map, of which an expert would be made: take another model")
+            raise ModelError(f"{kind} has {name}, which is no linear map and would get no expert: take another fusion")
     return found
 
 
