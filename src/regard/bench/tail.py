@@ -44,8 +44,10 @@ def measured_tail(device: str, spend: float) -> dict[str, Any]:
 
 
 def stopping(results: Path) -> float | None:
-    """The share of images that stop at the first of two stages, of the first such row of the results; None without."""
+    """The share of images that stop at the first of two stages, of Fashion-MNIST; None without results."""
     file = results / "cascade.json"
     rows = json.loads(file.read_text())["rows"] if file.exists() else []
-    found = [row["value"] for row in rows if re.search(r", 2 stages .*: images that stop at stage 0$", row["name"])]
+    found = [
+        row["value"] for row in rows if re.search(r"^fashion, 2 stages .*: images that stop at stage 0$", row["name"])
+    ]
     return found[0] / 100 if found else None
