@@ -459,9 +459,10 @@ def test_rows_that_cannot_be_learned_from_are_counted(tmp_path):
     _, metrics = train(toy_vlm("pool", eye=Deafer(asked=3)), rows, tmp_path / "hears none", **given)
     assert metrics["rows"] == 5
 
-    blind = more(pictures(tmp_path / "blind", 4), {"question": "what is <image>", "answer": "red"})
+    bare = {"question": "", "answer": "red"}
+    blind = more(pictures(tmp_path / "blind", 4), {"question": "what is <image>", "answer": "red"}, bare)
     _, metrics = train(toy_vlm(fusion="late"), blind, tmp_path / "late", **given)
-    assert metrics["skipped"] == {"it ends with an image, which no word sees": 1}
+    assert metrics["skipped"] == {"it ends with an image, which no word sees": 2}
     _, metrics = train(toy_vlm(), blind, tmp_path / "early", **given)
     assert metrics["skipped"] == {}
 

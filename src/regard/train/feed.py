@@ -97,7 +97,8 @@ class Feed:
         for place, row in enumerate(self.rows.all()):
             if place % 1000 == 0:
                 stage(f"check the rows: {place} of {len(self.rows)}")
-            if most is not None or not row.answer.strip() or row.question.rstrip().endswith(IMAGE):
+            bare = not (row.question.replace(IMAGE, "").strip() and row.answer.strip())
+            if most is not None or bare or row.question.rstrip().endswith(IMAGE):
                 why |= {place: reason} if (reason := self._unlearnable(row, most)) else {}
             if hears:
                 asked.setdefault(without_images(row.question), []).append(place)
