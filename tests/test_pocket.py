@@ -1,6 +1,7 @@
 """The pocket model: its parts, its recipe, and what `regard ask` says of it. With weights drawn at random."""
 
 import json
+import re
 from copy import deepcopy
 
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors.torch import save_model
 
 from regard.bench import mechanisms as bench
 from regard.bench import pocket as made_pocket
+from regard.bench import trade_offs
 from regard.bench.tasks.asked.wording import KINDS
 from regard.bench.tasks.seen import Sight, Sights
 from regard.errors import BudgetError, DataError, ModelError
@@ -272,6 +274,26 @@ def test_regard_ask_needs_no_model(shipped, regard, tmp_path):
         code, _, error = regard("ask", image, "where is the fox?", *more)
         assert code == 2
         assert line in error
+
+
+def test_mechanisms_are_told_apart_by_scene_tail_and_unseen_names(model):
+    whole = sights(8)
+    large = sights(4, side=14)
+    filled = [scene._replace(covered=torch.ones_like(scene.covered)) for scene in large.scenes]
+    both = Sights((*whole.scenes, *filled), whole.reference)
+    found = bench.asking(model, both, mechanisms=("all", "pool"), budgets=(16, 64))
+    found.right["pool", 64] = np.isin(found.scenes, range(8))
+    table = trade_offs.by_scene(found, both)
+    assert table["columns"] == ["mechanism", "tokens", "of 144 tokens", "of 196 tokens", "full", "not full"]
+    assert [row[:2] for row in table["rows"]] == [["all", "all"], ["pool", "64"]]
+    assert table["rows"][1][2:] == ["100.0", "0.0", "0.0", "100.0"]
+
+    rows = trade_offs.slowest(model, both, count=3)["rows"]
+    assert [row[0] for row in rows] == list(MECHANISMS)
+    assert all(float(late) >= float(middle) > 0 for _, _, middle, late, _ in rows)
+    rows = trade_offs.unseen(model, whole, lambda line: None)["rows"]
+    assert len(rows) == len(MECHANISMS)
+    assert re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", rows[0][2])
 
 
 def test_missing_weights_are_one_line(tmp_path, monkeypatch):

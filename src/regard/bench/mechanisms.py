@@ -159,9 +159,18 @@ def grouped(found: Asking, name: str, budget: int | None) -> dict[str, list[floa
 
 
 def main(
-    model: Pocket, sights: Sights, split: str, command: str, told: Callable[[str], None] = lambda line: None
+    model: Pocket,
+    sights: Sights,
+    split: str,
+    command: str,
+    told: Callable[[str], None] = lambda line: None,
+    new: Sights | None = None,
 ) -> None:
-    """Ask, measure, and write results/mechanisms.json, or, of another split than the test's, show only."""
+    """Ask, measure, and write results/mechanisms.json, or, of another split than the test's, show only. new: scenes of
+    things whose names no training had.
+    """
+    from regard.bench import trade_offs  # which reads what is asked here
+
     made, found = provenance(), asking(model, sights, told=told)
     there = [kind for kind in KINDS if kind in found.kinds]
     side = sights.sides()[len(sights.sides()) // 2]
@@ -193,6 +202,9 @@ def main(
         "ms of 64",
         "MiB of 64",
     ]
-    tables = {"mechanisms": {"columns": columns, "rows": table}}
+    tables = {"mechanisms": {"columns": columns, "rows": table}, "scenes": trade_offs.by_scene(found, sights)}
+    tables["slowest answers"] = trade_offs.slowest(model, sights)
+    if new is not None:
+        tables["unseen names"] = trade_offs.unseen(model, new, told)
     notes = {"questions": len(found.kinds), "scenes": len(np.unique(found.scenes)), "split": split, "groups": groups}
     publish("mechanisms", command, rows, made, seed=0, notes=notes, tables=tables, write=split == "test")

@@ -149,6 +149,6 @@ def mechanisms(
     from regard.bench.pocket import scenes as encoded
 
     with Progress(quiet) as stage:
-        given = encoded(scenes, split, told=stage)[split]
+        given = encoded(scenes, split, *(["new"] if split == "test" else []), told=stage)
         model = restored(run)
-        main(model, given, split, f"regard bench mechanisms --split {split}", stage)
+        main(model, given[split], split, f"regard bench mechanisms --split {split}", stage, given.get("new"))
