@@ -22,10 +22,9 @@ ASKED = 100  # questions, one after the other
 
 def by_scene(found: Asking, sights: Sights) -> dict[str, Any]:
     """The percent that is right by the size of the scene, and of scenes that are full and not."""
-    scenes = [sights.scenes[place] for place in found.scenes]
-    tokens = np.array([len(scene.features) for scene in scenes])
-    filled = np.array([float(scene.covered.amax(dim=0).mean()) for scene in scenes])
-    full = filled > np.median(filled)
+    filled = np.array([float(scene.covered.amax(dim=0).mean()) for scene in sights.scenes])
+    tokens = np.array([len(scene.features) for scene in sights.scenes])[found.scenes]
+    full = (filled > np.median(filled))[found.scenes]
     groups = {f"of {count} tokens": tokens == count for count in np.unique(tokens)}
     groups |= {"full": full, "not full": ~full}
     rows = []

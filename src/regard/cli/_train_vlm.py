@@ -2,22 +2,21 @@
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from regard.cli._shared import Progress, UsageError, check_writable, hush, logged
 from regard.cli._train import Debug, Quiet, train
+from regard.cli._train_vlm_parts import PARTS, begun, started
 from regard.errors import DataError
 
 if TYPE_CHECKING:
     from regard.train.run import Tell
     from regard.vlm.compose import VLM
 
-PARTS = {"eye": "embedded", "bridge": "qformer", "fusion": "early"}  # and what each is where it is not given
 Config = Annotated[Path, typer.Option(help="A TOML, YAML or JSON file of settings.", show_default=False)]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="In place of the file's, such as bridge.queries=32.", metavar="K=V")
@@ -232,7 +231,7 @@ def _announced(settings: Settings, seed: int, learn: tuple[str, ...], quiet: boo
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     torch.manual_seed(seed)
-    vlm = _begun(settings) if settings.start is None else _started(settings, settings.start)
+    vlm = begun(settings) if settings.start is None else started(settings, settings.start)
     if lora is not None:
         adapt(vlm, lora)
     found = parts_of(vlm)
@@ -244,81 +243,6 @@ def _announced(settings: Settings, seed: int, learn: tuple[str, ...], quiet: boo
             said = f"{trained:,} of {whole:,} parameters are trained" if trained else f"{whole:,} parameters, frozen"
             typer.echo(f"{name}: {said}")
     return vlm
-
-
-def _begun(settings: Settings) -> "VLM":
-    """A model of the parts that the settings name."""
-    from regard.vlm import bridges
-    from regard.vlm import fusion as fusions
-    from regard.vlm.bridges.projector import Projector
-    from regard.vlm.compose import VLM
-    from regard.vlm.parts import eye_kind, named_language_model
-    from regard.vlm.processors import checked_device
-
-    parts = [dict(getattr(settings, name) or {"name": usual}) for name, usual in PARTS.items()]
-    eye, mechanism, fusion = (part.pop("name") for part in parts)
-    _check_types("eye", eye_kind(eye), parts[0])
-    _check_types("bridge", bridges.KINDS.get(mechanism, Projector), parts[1])
-    _check_types("fusion", fusions.KINDS.get(fusion), parts[2])
-    arguments = dict(zip(("eye_arguments", "bridge_arguments", "fusion_arguments"), parts, strict=True))
-    assert settings.language_model is not None
-    language_model = named_language_model(settings.language_model, checked_device("auto"), settings.dtype)
-    return VLM(eye, mechanism, language_model, fusion=fusion, **arguments)
-
-
-def _started(settings: Settings, start: str) -> "VLM":
-    """A model that was trained before. Raises UsageError where the settings say that its parts are others."""
-    from regard.vlm import bridges
-    from regard.vlm import fusion as fusions
-    from regard.vlm.compose import VLM
-    from regard.vlm.fusion.fusion import base_of
-    from regard.vlm.parts import arguments_of, plain
-
-    if settings.dtype != "auto":
-        raise UsageError("the setting dtype is for language_model: a model that is started from has its own")
-    vlm = VLM.from_pretrained(start)
-    language_model = base_of(vlm.language_model).config.name_or_path
-    if settings.language_model is not None and not _same_place(settings.language_model, language_model):
-        raise UsageError(f"{start!r} has the language model {language_model!r}: leave language_model out, or start")
-    eye = vlm.described_eye
-    eye_name = eye.get("name_or_path", eye["kind"])
-    there: dict[str, Any] = {"eye": {"name": eye_name, "arguments": {**arguments_of(eye_name), **eye}}}
-    there |= {"bridge": vlm.described["mechanism"], "fusion": vlm.described["fusion"]}
-    whole = {"bridge": bridges.complete, "fusion": fusions.complete}
-    for table, found in there.items():
-        asked = dict(getattr(settings, table) or {})
-        name = asked.pop("name", None)
-        if name is not None and (found is None or not _same_place(name, found["name"])):
-            raise UsageError(_other_part(start, f"{table}.name {name!r}"))
-        if name is not None and table in whole:
-            whole[table](name, **asked)  # refuses what it does not know
-        known = {} if found is None else found["arguments"]
-        for key, value in plain(table, asked).items():
-            if key != "device" and known.get(key) != value:
-                raise UsageError(_other_part(start, f"{table}.{key} {value!r}"))
-    return vlm
-
-
-def _same_place(one: str, other: str) -> bool:
-    """Whether two names are one, or of one folder."""
-    return one == other or (Path(one).is_dir() and Path(one).resolve() == Path(other).resolve())
-
-
-def _other_part(start: str, what: str) -> str:
-    table = what.partition(".")[0]
-    return f"{start!r} was trained with another {table} than {what}: leave {table} out, or start"
-
-
-def _check_types(table: str, made: Callable[..., Any] | None, arguments: dict[str, Any]) -> None:
-    """Raise UsageError where an argument is of another type than what makes the part has it."""
-    from regard.train.settings import fitting
-
-    hints = {} if made is None else get_type_hints(made.__init__ if isinstance(made, type) else made)
-    try:
-        for name in arguments.keys() & hints.keys():
-            fitting(hints[name], arguments[name], f"{table}.{name}")
-    except DataError as error:
-        raise UsageError(str(error)) from error
 
 
 def _main() -> bool:

@@ -20,7 +20,6 @@ from regard.tokens import Question, VisualTokens
 from regard.train.rows import Row, Rows
 from regard.train.seen import Seen
 from regard.vlm.compose import VLM, blind_at
-from regard.vlm.fusion.fusion import learned_positions
 from regard.vlm.interleaved import IMAGE, UNLEARNED, Interleaved, interleaved, without_images
 from regard.vlm.together import asked_together, seen_together
 
@@ -91,7 +90,7 @@ class Feed:
 
         Raises DataError where no row is left.
         """
-        most = learned_positions(self.vlm.language_model)
+        most = self.vlm.longest
         hears, why = self.vlm.eye.asked and self.vlm.bridge.hears, dict[int, str]()
         asked: dict[str, list[int]] = {}
         for place, row in enumerate(self.rows.all()):

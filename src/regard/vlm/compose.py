@@ -90,6 +90,7 @@ class VLM(nn.Module):
             "fusion": _described(fusions.complete, fusion, fusion_arguments),
         }
         self.started = saved.versions(language_model)
+        self.longest = learned_positions(language_model)  # that it can read, None where there is no such end
         self.eye_trained = False
         self.bridge.to(words.weight.device, words.weight.dtype)
         self.fusion.to(words.weight.device, words.weight.dtype)
@@ -234,7 +235,7 @@ class VLM(nn.Module):
         """Raise DataError where the language model has learned positions, and fewer than it would read. new: tokens
         that may follow, of which it does not read the last.
         """
-        most, length = learned_positions(self.language_model), prompt.mask.shape[1] + max(0, new - 1)
+        most, length = self.longest, prompt.mask.shape[1] + max(0, new - 1)
         if most is not None and length > most:
             less = "lower the budget" if bool(prompt.image.any()) else "shorten the text"
             less += " or max_new_tokens" if new else ""

@@ -108,10 +108,8 @@ def learned_positions(language_model: nn.Module) -> int | None:
     most = getattr(base_of(language_model).config.get_text_config(), "max_position_embeddings", None)
     tables = [part for part in decoder_of(language_model).modules() if isinstance(part, nn.Embedding)]
     words = words_of(language_model)
-    learned = any(
-        table.num_embeddings in (most, (most or 0) + 2) for table in tables if table is not words
-    )  # OPT's + 2
-    return most if learned else None
+    sizes = {table.num_embeddings for table in tables if table is not words}
+    return most if most is not None and sizes & {most, most + 2} else None  # OPT has two more
 
 
 def words_of(language_model: nn.Module) -> Any:
