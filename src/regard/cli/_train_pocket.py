@@ -15,7 +15,7 @@ Scenes = Annotated[Path, typer.Option(help="Folder of the scenes as the eye sees
 @train.command()
 def pocket(
     scenes: Scenes = Path("regard-scenes"),
-    epochs: Epochs = 4,
+    epochs: Epochs = 3,
     seed: Seed = 0,
     batch: Batch = 32,
     rate: Rate = 1e-3,

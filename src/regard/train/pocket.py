@@ -41,6 +41,7 @@ from regard.vlm.interleaved import IMAGE, UNLEARNED, Interleaved, Spliced, inter
 from regard.vlm.pocket import MECHANISMS, SELECTING, Pocket
 
 BUDGETS = (16, 32, 64, 128)
+LIKELY = torch.tensor([1 / budget for budget in BUDGETS])  # all budgets cost a run as much
 SHARES = {ALL: 0.5, "recurrent": 0.5}  # of the draws that another mechanism gets
 NAMING = 0.5  # weight of the loss of the words at the things' tokens
 NAMED = ("what", "next", "colour", "read", "where")  # kinds whose answer is there to be seen
@@ -130,7 +131,7 @@ def train(words: Iterable[str], scenes: Scenes, recipe: Recipe, folder: Path, te
 
     def step(index: Tensor, generator: torch.Generator, done: float) -> tuple[Tensor, Tensor]:
         name = MECHANISMS[int(shares.multinomial(1, generator=generator))]
-        budget = BUDGETS[int(torch.randint(len(BUDGETS), (), generator=generator))]
+        budget = BUDGETS[int(LIKELY.multinomial(1, generator=generator))]
         batch = scenes.batch(drawn_places(max(1, len(index) // (_FEWER if name == ALL else 1)), generator, done))
         guided = name in SELECTING and name != ALL
         decoder.set_attn_implementation("eager" if guided else "sdpa")  # which shows no attention

@@ -21,6 +21,7 @@ from regard.errors import ModelError
 from regard.eyes.pocket import PocketEye
 from regard.relevance.tensions import States
 from regard.vlm.bridges import ALL, Bridge, load
+from regard.vlm.bridges.behind import Behind
 from regard.vlm.bridges.projector import Projector
 from regard.vlm.compose import VLM
 
@@ -39,7 +40,7 @@ DECODER = {  # of a Llama
 }
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 SELECTING = (ALL, "relevance", "pool", "grid", "random", "divprune", "fovea")  # they share one bridge
-MAKING = {  # new tokens, each by a bridge of its own
+MAKING = {  # new tokens, each by a bridge of its own behind the projector
     "qformer": {"queries": 128, "heads": 6},
     "resampler": {"latents": 128, "heads": 6},
     "cascade": {},
@@ -61,27 +62,27 @@ class Pocket(nn.Module):
         width, dim = self.eye.width, DECODER["hidden_size"]
         self.bridges = nn.ModuleDict({"projector": Projector(width, dim, hidden=2 * dim, hearing=True)})
         for name, arguments in MAKING.items():
-            self.bridges[name] = load(name, width, dim, **arguments)
+            self.bridges[name] = load(name, dim, dim, **arguments)
 
     def vlm(self, mechanism: str) -> VLM:
         """The decoder behind one mechanism. Raises ModelError for a name that is not of MECHANISMS."""
         return VLM(self.eye, self.bridge(mechanism), self.decoder, self.tokenizer)
 
     def bridge(self, mechanism: str) -> Bridge:
-        """The mechanism's bridge; those that select tokens share their weights. Raises ModelError."""
+        """The mechanism's bridge; all share the projector. Raises ModelError."""
         if mechanism not in MECHANISMS:
             raise ModelError(f"the pocket model has no mechanism {mechanism!r}: it has {', '.join(MECHANISMS)}")
-        if mechanism not in SELECTING:
-            found = self.bridges[mechanism]
-            assert isinstance(found, Bridge)
-            return found
         shared = self.bridges["projector"]
         assert isinstance(shared, Projector)
-        own = load(mechanism, shared.width, shared.dim, hidden=shared.out.in_features, hearing=True)
-        assert isinstance(own, Projector)
-        own.read, own.hearing, own.out = shared.read, shared.hearing, shared.out
-        own.allocator = None if mechanism == ALL else self.allocator(mechanism)
-        return own
+        if mechanism in MAKING:
+            own = self.bridges[mechanism]
+            assert isinstance(own, Bridge)
+            return Behind(shared, own)
+        selecting = load(mechanism, shared.width, shared.dim, hidden=shared.out.in_features, hearing=True)
+        assert isinstance(selecting, Projector)
+        selecting.read, selecting.hearing, selecting.out = shared.read, shared.hearing, shared.out
+        selecting.allocator = None if mechanism == ALL else self.allocator(mechanism)
+        return selecting
 
     def allocator(self, name: str, seed: int = 0, states: States | None = None) -> Any:
         """As `allocate.made`; relevance has what was learned for the model's eye."""
