@@ -3,6 +3,8 @@
 import json
 import re
 from copy import deepcopy
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,16 +61,44 @@ def sights(count: int = 6, side: int = 12) -> Sights:
     return Sights(tuple(scenes), torch.randn(5, 12, generator=generator))
 
 
-def test_all_select_by_one_bridge_and_each_other_has_its_own(model):
-    shared = {id(model.bridge(name).read) for name in SELECTING}  # pyright: ignore
+def test_all_share_a_projector_and_what_makes_tokens_has_a_bridge_of_its_own_behind_it(model):
+    making: list[Any] = [model.bridge(name) for name in MAKING]
+    shared = {id(model.bridge(name).read) for name in SELECTING} | {id(bridge.projector.read) for bridge in making}
     assert len(shared) == 1
-    own = [model.bridge(name) for name in MAKING]
-    assert len({id(bridge) for bridge in own}) == len(MAKING) == len(MECHANISMS) - len(SELECTING)
+    assert len({id(bridge.then) for bridge in making}) == len(MAKING) == len(MECHANISMS) - len(SELECTING)
     with pytest.raises(ModelError, match="no mechanism 'magic': it has all, relevance"):
         model.bridge("magic")
     count = sum(value.numel() for value in model.parameters())
     assert sum(value.numel() for value in model.decoder.parameters()) < 3.2e6
     assert count * 2 < 25e6 - 2e6, "half a number each, and the eye's weights"
+
+
+@pytest.mark.parametrize("name", MAKING)
+def test_what_makes_tokens_reads_what_the_projector_makes_of_all(model, name):
+    batch = sights().batch([(0, 0), (1, 1)])
+    made = model.bridge(name)(batch.tokens, batch.question, 9)
+    projected = model.bridge("all")(batch.tokens, batch.question).features
+    read = model.bridges[name](replace(batch.tokens, features=projected), batch.question, 9)
+    assert torch.equal(made.features, read.features)
+    assert torch.equal(made.reading.matrix(), read.reading.matrix())
+    assert made.features.shape == (2, 9, model.bridges[name].dim)
+    asked = replace(batch.question, features=batch.question.features.flip(0))
+    assert not torch.allclose(made.features, model.bridge(name)(batch.tokens, asked, 9).features), "all hear"
+
+
+@pytest.mark.parametrize("name", MAKING)
+def test_padding_does_not_reach_what_is_behind_the_projector(model, name):
+    batch = sights().batch([(0, 0), (1, 1)])
+    mask = torch.ones(2, 144, dtype=torch.bool)
+    mask[1, 132:] = False
+    other = batch.tokens.features.clone()
+    other[1, 132:] = 50
+    one, two = (
+        model.bridge(name)(replace(batch.tokens, features=features, mask=mask), batch.question, 9)
+        for features in (batch.tokens.features, other)
+    )
+    assert torch.equal(one.features, two.features)
+    assert not one.reading.matrix()[1, :, 132:].any()
 
 
 def test_words_digits_and_marks_are_tokens(model):

@@ -14,6 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+_HALVES = (  # of a node's quarters, by rows first and by columns first: its halves, and within each
+    ((1, 1, 0, 0), (1, 0, 0, 0), (0, 0, 1, 0), (1, 0, 1, 0), (1, 0, 0, 0), (0, 1, 0, 0)),
+    ((0, 0, 1, 1), (0, 1, 0, 0), (0, 0, 0, 1), (0, 1, 0, 1), (0, 0, 1, 0), (0, 0, 0, 1)),
+)
+_TIE = 1e-5  # of an energy, that rounding may decide
 _STEPS = 1 << 32  # gains are compared as whole numbers, in parts of the image's largest, so that rounding decides none
 
 
@@ -172,7 +177,7 @@ def _energies(
             parts.masked_fill_((child < 0)[..., None], 0)
         energy = x.new_zeros(len(level.child), 2, 3, dtype=torch.float64)
         energy[inner] = _between(parts, counts)
-        rows_first = (energy[:, 0, 0] >= energy[:, 1, 0]) & (level.counts[:, 2:].sum(dim=1) > 0)
+        rows_first = (energy[:, 0, 0] >= energy[:, 1, 0] * (1 - _TIE)) & (level.counts[:, 2:].sum(dim=1) > 0)
         found.append((energy, rows_first))
         whole = (parts[:, 0] + parts[:, 1]) + (parts[:, 2] + parts[:, 3])
         if len(inner) < len(level.child):  # a node of one child is that child
@@ -182,24 +187,14 @@ def _energies(
 
 
 def _between(parts: Float[Tensor, "g 4 d"], counts: Int[Tensor, "g 4"]) -> Float[Tensor, "g 2 3"]:
-    """Energies between halves, and within each half between its quarters: by rows first, and by columns first."""
-    sums, sizes = parts.unbind(dim=1), counts.unbind(dim=1)
-    a, b, c, d = (_mean(total, n) for total, n in zip(sums, sizes, strict=True))
-    ab, cd, ac, bd = (_mean(sums[i] + sums[j], sizes[i] + sizes[j]) for i, j in ((0, 1), (2, 3), (0, 2), (1, 3)))
-    rows, columns = (_apart(ab, cd), _apart(a, b), _apart(c, d)), (_apart(ac, bd), _apart(a, c), _apart(b, d))
-    return torch.stack((*rows, *columns), dim=1).unflatten(1, (2, 3))
-
-
-def _mean(total: Float[Tensor, "g d"], n: Int[Tensor, " g"]) -> tuple[Tensor, Tensor]:
-    """Of n tokens, beside n."""
-    return total / n.clamp(min=1)[:, None].to(total.dtype), n
-
-
-def _apart(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> Float[Tensor, " g"]:
-    """What two means differ by, squared, times n1 n2 / (n1 + n2)."""
-    (mean1, n1), (mean2, n2) = one, two
-    distance = torch.linalg.vector_norm(mean1 - mean2, dim=1).double().square()
-    return distance * (n1 * n2).double() / (n1 + n2).clamp(min=1)
+    """n1 n2 / (n1 + n2) |mean1 - mean2|^2 between halves, and within each half between its quarters: by rows first, and
+    by columns first. parts: sums of quarters, of as many tokens as counts.
+    """
+    one, two = (torch.tensor(sides, device=parts.device) for sides in _HALVES)
+    n1, n2 = (counts[:, None] * one).sum(dim=2), (counts[:, None] * two).sum(dim=2)
+    per = one / n1.clamp(min=1)[..., None] - two / n2.clamp(min=1)[..., None]
+    apart = torch.linalg.vector_norm(torch.bmm(per.to(parts.dtype), parts), dim=2).double().square()
+    return (apart * (n1 * n2).double() / (n1 + n2).clamp(min=1)).unflatten(1, (2, 3))
 
 
 def _line(

@@ -14,7 +14,7 @@ from regard.vlm.bridges.projector import Projector
 
 
 class Behind(Bridge):
-    """projector: of all tokens, whatever the budget. then: from its width to the language model's."""
+    """projector: of all tokens, whatever the budget. then: from what it makes to the language model."""
 
     name = "behind"
 
@@ -25,4 +25,4 @@ class Behind(Bridge):
 
     def bridged(self, tokens: VisualTokens, question: Question | None, budget: int) -> Bridged:
         projected = self.projector.bridged(tokens, question, tokens.features.shape[1]).features
-        return self.then.bridged(replace(tokens, features=projected), question, budget)
+        return self.then(replace(tokens, features=projected), question, budget)
