@@ -34,7 +34,7 @@ from regard.train.loop import Recipe, Tell
 from regard.train.pocket import train
 from regard.vlm.pocket import FOLDER, Pocket, pocket
 
-SCENES = {"train": range(2500), "val": range(400), "test": range(600), "new": range(150)}
+SCENES = {"train": range(2500), "val": range(400), "test": range(600), "new": range(100)}
 GROUNDED = Recipe(6, batch=16, rate=2e-3, decay=0.1, warmup=1)
 _FITTED = range(100_000, 100_160)  # scenes of training, far behind those that are learned from
 _TUNED = range(100_000, 100_200)  # scenes of validation that are not reported, with things the grounding has not seen

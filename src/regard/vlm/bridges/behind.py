@@ -17,11 +17,12 @@ class Behind(Bridge):
     """projector: of all tokens, whatever the budget. then: from what it makes to the language model."""
 
     name = "behind"
+    ragged = True  # as `then` itself is asked for each image's amount
 
     def __init__(self, projector: Projector, then: Bridge) -> None:
         super().__init__(projector.width, then.dim)
         self.projector, self.then = projector, then
-        self.most, self.hears, self.ragged = then.most, projector.hears or then.hears, then.ragged
+        self.most, self.hears = then.most, projector.hears or then.hears
 
     def bridged(self, tokens: VisualTokens, question: Question | None, budget: int) -> Bridged:
         projected = self.projector.bridged(tokens, question, tokens.features.shape[1]).features
