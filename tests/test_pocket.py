@@ -306,31 +306,6 @@ def test_regard_ask_needs_no_model(shipped, regard, tmp_path):
         assert line in error
 
 
-def test_what_is_asked_at_once_is_answered_as_one_after_another(model, monkeypatch):
-    monkeypatch.setattr(bench, "AT_ONCE", 2)
-    threads, data = torch.get_num_threads(), sights(8)
-    try:
-        torch.set_num_threads(2)
-        found = bench.asking(model, data, budgets=(9,))
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(threads)
-    places = [place for side in data.sides() for place in side]
-    for (name, budget), right in found.right.items():
-        batches = [data.batch(places[at : at + 2]) for at in range(0, len(places), 2)]
-        alone = [taught(model.vlm(name), batch, budget)[1] for batch in batches]
-        assert right.tolist() == torch.cat(alone).tolist(), name
-        vlm = model.vlm(name)
-        losses = bench.beside(lambda batch, vlm=vlm: taught(vlm, batch, 9)[0], batches)
-        torch.testing.assert_close(losses, [taught(vlm, batch, 9)[0] for batch in batches])
-
-    def broken(number: int) -> torch.Tensor:
-        raise BudgetError(str(number))
-
-    with pytest.raises(BudgetError, match="4"):
-        bench.beside(broken, [4])
-
-
 def test_mechanisms_are_told_apart_by_scene_tail_and_unseen_names(model):
     whole = sights(8)
     large = sights(4, side=14)

@@ -7,7 +7,6 @@ times are medians, alternating. Of 64 questions at once, the time of each, and t
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +56,7 @@ class Asking:
         return float(low), float(high)
 
 
+@torch.no_grad()
 def asking(
     model: Pocket,
     sights: Sights,
@@ -64,9 +64,7 @@ def asking(
     budgets: Sequence[int] = BUDGETS,
     told: Callable[[str], None] = lambda line: None,
 ) -> Asking:
-    """Ask all questions through each mechanism at each budget, and through all tokens; batches beside each other, on
-    one core each.
-    """
+    """Ask all questions through each mechanism at each budget, and through all tokens."""
     places = [place for side in sights.sides() for place in side]
     found = Asking(
         np.array([sights.scenes[scene].kinds[turn] for scene, turn in places]), np.array([s for s, _ in places])
@@ -75,20 +73,10 @@ def asking(
     for name in mechanisms:
         vlm = model.vlm(name).eval()
         for budget in [None] if name == ALL else budgets:
-            right = beside(lambda asked, vlm=vlm, budget=budget: taught(vlm, sights.batch(asked), budget)[1], batches)
+            right = [taught(vlm, sights.batch(places), budget)[1] for places in batches]
             found.right[name, budget] = torch.cat(right).numpy()
             told(f"{name}, {budget or 'all'} tokens: {found.rate(name, budget):.1f} % right")
     return found
-
-
-def beside(work: Callable[[Any], Tensor], several: Iterable[Any]) -> list[Tensor]:
-    """What becomes of each, in their order: as many at a time as there are threads, each on one; without gradients."""
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(torch.no_grad()(work), several))
-    finally:
-        torch.set_num_threads(threads)  # which those of a pool change for all that begin later
 
 
 def cost(vlm: VLM, batch: Batch, budget: int | None) -> dict[str, float]:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
 from regard.bench.mechanisms import Asking, asking, first_word
 from regard.bench.tasks.seen import Sights
@@ -54,7 +53,6 @@ def slowest(model: Pocket, sights: Sights, count: int = ASKED) -> dict[str, Any]
     return {"columns": ["mechanism", "tokens", "ms, median", "ms, 95 %", "95 % / median"], "rows": rows}
 
 
-@torch.no_grad()
 def unseen(model: Pocket, sights: Sights, told: Callable[[str], None]) -> dict[str, Any]:
     """The percent that is right, of scenes of things whose names no training had."""
     found = asking(model, sights, budgets=(BUDGET,), told=told)
