@@ -1,5 +1,6 @@
 """The command line as a person types it, with the embedded eye: what it prints, writes and refuses."""
 
+import contextlib
 import json
 import os
 import re
@@ -297,3 +298,17 @@ def test_interrupting_leaves_nothing_half_written(after: float, photo: Path, tmp
         assert err.endswith("regard: interrupted; nothing half-written is left\n")
     else:  # it was done, and at most on its way out
         assert names
+
+
+def test_an_interrupt_that_was_swallowed_is_no_error_of_ours(regard, monkeypatch):
+    """What C code imports may: it goes on with half a module, and fails later."""
+
+    def swallowing(**options: object) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise AttributeError("module 'numpy' has no attribute 'broadcast_to'")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(cli, "app", swallowing)
+    assert regard("look") == (130, "", "regard: interrupted; nothing half-written is left\n")
+    assert signal.getsignal(signal.SIGINT) is before

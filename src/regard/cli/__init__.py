@@ -6,9 +6,13 @@ Exit codes: 0, 1 for a failure, 2 for a usage that cannot work.
 
 import io
 import json
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -184,14 +188,40 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    try:
-        app(standalone_mode=True)
-    except RegardError as error:
-        if "--debug" in sys.argv:
+    with _interrupts() as interrupts:
+        try:
+            app(standalone_mode=True)
+        except Exception as error:
+            if "--debug" in sys.argv or not (interrupts or isinstance(error, RegardError)):
+                raise
+            if interrupts:  # what C code imports may swallow Ctrl-C, and is then half there
+                _end_interrupted()
+            typer.echo(f"regard: {error}", err=True)
+            sys.exit(2 if isinstance(error, BudgetError | UsageError) else 1)
+        except SystemExit as ended:
+            if ended.code == _INTERRUPTED:
+                _end_interrupted()
             raise
-        typer.echo(f"regard: {error}", err=True)
-        sys.exit(2 if isinstance(error, BudgetError | UsageError) else 1)
-    except SystemExit as ended:
-        if ended.code == _INTERRUPTED:
-            typer.echo("regard: interrupted; nothing half-written is left", err=True)
-        raise
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Filled at each Ctrl-C, which is raised as ever; not where it is ignored."""
+    seen: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end_interrupted() -> NoReturn:
+    typer.echo("regard: interrupted; nothing half-written is left", err=True)
+    sys.exit(_INTERRUPTED)

@@ -54,17 +54,32 @@ def tome(tokens: int, budget: int, width: int, words: int) -> int:
 
 def relevance(tokens: int, budget: int, width: int, words: int) -> int:
     """Content with each word of the question and the mean of the reference questions, features with their eight
-    neighbours, and blurs of a square grid by two products each: two of features and three of one channel.
+    neighbours, the splits of a quadtree, and blurs of a square grid by two products each: two of features and three of
+    one channel.
     """
     side = isqrt(tokens)
-    return tokens * (words + 1 + 8) * width + 2 * side**3 * (2 * width + 3)
+    return tokens * (words + 1 + 8) * width + splits(side) * width + 2 * side**3 * (2 * width + 3)
+
+
+def fovea(tokens: int, budget: int, width: int, words: int) -> int:
+    """The splits of a quadtree of acuity, one channel."""
+    return splits(isqrt(tokens))
+
+
+def splits(side: int) -> int:
+    """Of a quadtree over a square grid, for each channel: at each node six differences of its four quarters."""
+    lengths, nodes = [side], 0  # of a level's nodes along an axis
+    while max(lengths) > 1:
+        nodes += len(lengths) ** 2 - lengths.count(1) ** 2
+        lengths = [part for length in lengths for part in (length - length // 2, length // 2) if part]
+    return 24 * nodes
 
 
 DECIDING: dict[str, Deciding] = {
     "cdpruner": cdpruner,
     "divprune": divprune,
     "fastervlm": nothing,
-    "fovea": nothing,
+    "fovea": fovea,
     "grid": nothing,
     "holov": holov,
     "pool": nothing,
