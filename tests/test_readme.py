@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 def test_the_documents_show_the_results(name):
     text = (ROOT / name).read_text()
     assert "<!-- figures: " in text
+    assert "-->\n<!-- end -->" not in text, "a block is not filled"
     assert generated(text, ROOT / "results") == text, "run python -m regard.bench.readme"
 
 
@@ -35,6 +36,14 @@ def test_a_changed_result_changes_the_text(tmp_path: Path):
     assert generated(one, tmp_path) != one
     with pytest.raises(DataError, match="run `make bench`"):
         generated("<!-- figures: none -->\n<!-- end -->", tmp_path)
+
+
+def test_a_table_may_have_a_name_of_several_words(tmp_path: Path):
+    (tmp_path / "some.json").write_text(
+        json.dumps({"tables": {"slow ones": {"columns": ["a", "b"], "rows": [["c", "1"]]}}})
+    )
+    text = generated("<!-- table: some/slow ones -->\nstale\n<!-- end -->\n", tmp_path)
+    assert text == "<!-- table: some/slow ones -->\n| a | b |\n| --- | ---: |\n| c | 1 |\n<!-- end -->\n"
 
 
 def test_the_tree_in_the_readme_names_real_files():

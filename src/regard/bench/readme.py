@@ -11,7 +11,7 @@ from regard.files import write_whole
 
 _DOCS = "app attention embedded-eye matrix measure mechanisms pocket relevance selectors shorten".split()
 DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in _DOCS))
-_BLOCK = re.compile(r"(<!-- (?:figures|table): ([^\s/]+)(?:/(\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (?:figures|table): ([^\n/]+?)(?:/([^\n]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def generated(text: str, results: Path) -> str:
