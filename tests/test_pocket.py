@@ -1,5 +1,6 @@
 """The pocket model: its parts, its recipe, and what `regard ask` says of it. With weights drawn at random."""
 
+import csv
 import json
 import re
 from copy import deepcopy
@@ -22,8 +23,9 @@ from regard.eyes.pocket import PocketEye
 from regard.relevance.realizer import Realizer
 from regard.train.checkpoint import LAST, Checkpoint
 from regard.train.guide import GUIDE
-from regard.train.loop import Recipe
-from regard.train.pocket import NAMING, Things, grounded, grounding, named, repeated, taught, train, watched
+from regard.train.loop import HISTORY, Recipe
+from regard.train.pocket import NAMING, grounded, grounding, taught, train, watched
+from regard.train.words import Things, named, repeated
 from regard.vlm import pocket as module
 from regard.vlm.interleaved import IMAGE, interleaved
 from regard.vlm.pocket import MAKING, MECHANISMS, SELECTING, Pocket, unknown_words
@@ -139,6 +141,21 @@ def test_a_run_goes_on_as_it_would_have(tmp_path):
     again = train(WORDS, data, recipe, tmp_path / "cut")
     for (name, one), other in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_what_is_held_out_is_told_after_each_epoch_and_changes_nothing(tmp_path):
+    data, others, recipe = sights(), sights(8), Recipe(2, seed=5, batch=4)
+    plain = train(WORDS, data, recipe, tmp_path / "plain")
+    told = train(WORDS, data, recipe, tmp_path / "told", others=others)
+    for (name, one), other in zip(plain.state_dict().items(), told.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    with (tmp_path / "told" / HISTORY).open() as file:
+        first, last = csv.DictReader(file)
+    assert [name for name in last if name.startswith("validation")] == [f"validation {name}" for name in MECHANISMS]
+    (places,) = others.sides()
+    with torch.no_grad():
+        loss = float(taught(told.vlm("pool"), others.batch(places), 32)[0])
+    assert float(last["validation pool"]) == pytest.approx(loss, rel=1e-5) != float(first["validation pool"])
 
 
 def test_a_run_is_of_its_scenes_alone(tmp_path):

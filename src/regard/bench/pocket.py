@@ -96,9 +96,9 @@ def scenes(folder: Path, *splits: str, told: Told = print) -> dict[str, Sights]:
     return {split: seen(eye, split, SCENES[split], folder, told) for split in splits}
 
 
-def trained(given: Sights, recipe: Recipe, folder: Path, tell: Tell) -> Pocket:
-    """The model, by its recipe, ready to answer."""
-    return train(vocabulary(), given, recipe, folder, tell).requires_grad_(False).eval()
+def trained(given: Sights, recipe: Recipe, folder: Path, tell: Tell, others: Sights | None = None) -> Pocket:
+    """The model, by its recipe, ready to answer. others: to validate with after each epoch."""
+    return train(vocabulary(), given, recipe, folder, tell, others).requires_grad_(False).eval()
 
 
 def validated(model: Pocket, given: Sights, folder: Path) -> dict[str, float]:

@@ -40,9 +40,8 @@ def pocket(
                 shown[0] = time.perf_counter()
                 stage(f"epoch {epoch}: loss {loss:.4f}, {100 * accuracy:.1f} % right", done, count)
 
-        model = recipe.trained(
-            given["train"], Recipe(epochs, seed, batch, rate, decay=0.05, warmup=0.1, clip=1.0), out, tell
-        )
+        how = Recipe(epochs, seed, batch, rate, decay=0.05, warmup=0.1, clip=1.0)
+        model = recipe.trained(given["train"], how, out, tell, given["val"])
         stage("ask about scenes that were not learned from")
         right = recipe.validated(model, given["val"], out)
     if not quiet:

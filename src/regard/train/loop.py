@@ -26,6 +26,7 @@ from regard.train.data import Data
 HISTORY = "history.csv"
 Step = Callable[[Tensor, torch.Generator, float], tuple[Tensor, Tensor]]
 Tell = Callable[[int, int, float, float], None]
+HeldOut = Callable[[], dict[str, float]]
 
 
 def silent(epoch: int, samples: int, loss: float, accuracy: float) -> None:
@@ -75,21 +76,30 @@ def fit(
     folder: Path,
     about: Checkpoint,
     tell: Tell = silent,
+    held_out: HeldOut | None = None,
 ) -> Checkpoint:
     """Train a model, or go on; the run's last checkpoint.
 
     step(index, generator, done) gives the mean loss of a batch and how many of it were right; index: the places of its
     samples among `count`; done: the share of all steps that are made. about: kind, arguments and settings of the run.
-    tell(epoch, samples, loss, accuracy): called for every step. Raises ModelError where a loss or a weight is not
+    tell(epoch, samples, loss, accuracy): called for every step. held_out(): figures of what is not learned from, which
+    stand in the history of each epoch. Raises ModelError where a loss or a weight is not
     finite, and DataError where the folder holds another run, or another process is at work in it.
     """
     with locked(folder / "lock"):
         sweep(folder, (LAST, HISTORY))
-        return _fitted(model, step, count, recipe, folder, about, tell)
+        return _fitted(model, step, count, recipe, folder, about, tell, held_out or dict)
 
 
 def _fitted(
-    model: nn.Module, step: Step, count: int, recipe: Recipe, folder: Path, about: Checkpoint, tell: Tell
+    model: nn.Module,
+    step: Step,
+    count: int,
+    recipe: Recipe,
+    folder: Path,
+    about: Checkpoint,
+    tell: Tell,
+    held_out: HeldOut,
 ) -> Checkpoint:
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=recipe.decay, fused=True)
     state = _found(folder, about, type(model))
@@ -118,7 +128,8 @@ def _fitted(
             tell(epoch + 1, seen, losses / seen, right / seen)
         if not all(bool(value.isfinite().all()) for value in model.parameters()):
             raise _broken(f"weights are not finite at the end of epoch {epoch + 1}", folder, epoch)
-        row = {"epoch": epoch + 1, "loss": losses / seen, "accuracy": right / seen}
+        model.eval()
+        row = {"epoch": epoch + 1, "loss": losses / seen, "accuracy": right / seen, **held_out()}
         state = state.holding(model, optimizer, {**row, "seconds": round(time.perf_counter() - start, 2)})
         state.save(folder / LAST)
         write_all(folder, {HISTORY: _csv(state.history)})
@@ -166,7 +177,8 @@ def _broken(what: str, folder: Path, epoch: int) -> ModelError:
 
 def _csv(history: list[dict[str, float]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(history[-1]), lineterminator="\n")
+    names = dict.fromkeys(name for row in history for name in row)  # a run may go on with others held out
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue()

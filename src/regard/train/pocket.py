@@ -3,9 +3,7 @@
 A step draws a mechanism and a budget, and questions about scenes of one size; the loss is that of the answers' words.
 So all mechanisms have the same reader, the same data and as many steps in expectation, and none an adapted decoder.
 
-First, in a minute, the decoder learns from words alone to say again what it read (`repeated`), and the projector and
-the words' embeddings to name tokens without the decoder (`named`): what is said of a thing is near what its tokens
-become, so that to find a thing by its name is one match for all names.
+What needs no scene to look at is learned first, in some minutes (`regard.train.words`).
 
 Kinds of questions join one after the other (`JOIN`): to look at a thing and say what is seen there is learned from
 colours alone in some hundred steps, and serves the other kinds, which learned together from the start do not find it.
@@ -22,19 +20,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from regard.allocation import Allocation
-from regard.tokens import VisualTokens
 from regard.train.checkpoint import LAST, Checkpoint, digest
 from regard.train.grounding import Batch as Placed
 from regard.train.guide import GUIDE, drawn
 from regard.train.loop import Recipe, Tell, fit, settings, silent
+from regard.train.words import Things, named, repeated
 from regard.vlm.bridges import ALL
 from regard.vlm.compose import VLM, Output
 from regard.vlm.interleaved import IMAGE, UNLEARNED, Interleaved, Spliced, interleaved
@@ -56,9 +54,8 @@ JOIN = {  # when a kind is asked from, as a share of all steps
     "next": 0.17,
 }
 _GUIDED = 3  # layer whose attention is drawn to the things
-_PASSES, _TOKENS, _RATE = 2, 512, 2e-3  # of learning to name tokens: over all, tokens of a step, learning rate
-_REPEATED, _TEXTS, _WARM = 400, 64, 50  # steps of learning to repeat, questions of one, and steps of warm-up
 _FEWER = 4  # times smaller batches of all tokens
+_HELD_OUT = 64, 32  # questions about scenes of each size, and tokens, of a loss of what is not learned from
 
 
 class Batch(Placed, Protocol):
@@ -75,14 +72,6 @@ class Batch(Placed, Protocol):
 
     @property
     def kinds(self) -> list[str]: ...
-
-
-class Things(NamedTuple):
-    """Tokens of things that questions are about: features (M, D), boxes (M, 4), and the words that are said of each."""
-
-    features: Float[Tensor, "m d"]
-    boxes: Float[Tensor, "m 4"]
-    said: list[str]
 
 
 class Scenes(Protocol):
@@ -107,8 +96,17 @@ class Scenes(Protocol):
         ...
 
 
-def train(words: Iterable[str], scenes: Scenes, recipe: Recipe, folder: Path, tell: Tell = silent) -> Pocket:
-    """Train the pocket model, or go on. recipe.batch: questions of a step. Raises as `fit`."""
+def train(
+    words: Iterable[str],
+    scenes: Scenes,
+    recipe: Recipe,
+    folder: Path,
+    tell: Tell = silent,
+    others: Scenes | None = None,
+) -> Pocket:
+    """Train the pocket model, or go on. recipe.batch: questions of a step. others: scenes to validate with, of which
+    the history has each mechanism's loss. Raises as `fit`.
+    """
     torch.manual_seed(recipe.seed)
     words = list(words)
     model = Pocket(words)
@@ -145,70 +143,23 @@ def train(words: Iterable[str], scenes: Scenes, recipe: Recipe, folder: Path, te
     about = Checkpoint(
         "pocket", {"words": words}, settings(recipe, scenes=scenes.digest(), realizer=realizer, join=JOIN), []
     )
-    fit(model, step, sum(map(len, scenes.sides())), recipe, folder, about, tell)
+    held_out = None if others is None else lambda: held_out_losses(vlms, others)
+    fit(model, step, sum(map(len, scenes.sides())), recipe, folder, about, tell, held_out)
     decoder.set_attn_implementation("sdpa")
     return model
 
 
-def repeated(model: Pocket, texts: Sequence[tuple[str, str]], seed: int, steps: int = _REPEATED) -> float:
-    """Teach the decoder, of words alone, to say one of the things that a question names; the last loss, 0 of no texts.
-
-    Which one is not to be known without the picture; that what was read can be said is learned far sooner from words.
-    """
-    if not texts:
-        return 0.0
-    decoder, tokenizer = model.decoder, model.tokenizer
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=_RATE / 2, weight_decay=0.05)
-    generator, loss = torch.Generator().manual_seed(seed), torch.zeros(())
-    for turn in range(steps):
-        chosen = [texts[i] for i in torch.randint(len(texts), (_TEXTS,), generator=generator).tolist()]
-        asks, answers = zip(*chosen, strict=True)
-        prompts = interleaved(tokenizer, list(asks), [0] * len(chosen), list(answers))
-        loss = decoder(input_ids=prompts.ids, attention_mask=prompts.mask.long(), labels=prompts.labels).loss
-        for group in optimizer.param_groups:
-            group["lr"] = _RATE / 2 * min(1, (turn + 1) / _WARM)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimizer.step()
-    return float(loss.detach())
-
-
-def named(model: Pocket, things: Things, seed: int, passes: int = _PASSES) -> float:
-    """Teach projector and words what is said of tokens; the mean loss of the last pass, 0 where there are none.
-
-    loss = - mean over the words w that are said of token i of log softmax(E norm(projector(x_i)))_w
-    """
-    if not things.said:
-        return 0.0
-    decoder: Any = model.decoder
-    projector, norm, words = model.bridges["projector"], decoder.model.norm, decoder.get_input_embeddings().weight
-    table, row = _said(model.tokenizer, things.said, len(words))
-    learned = [*projector.parameters(), words]
-    optimizer = torch.optim.AdamW(learned, lr=_RATE, weight_decay=0.05)
-    generator, losses = torch.Generator().manual_seed(seed), [torch.zeros(())]
-    for turn in range(passes):
-        losses = []
-        for index in torch.randperm(len(row), generator=generator).split(_TOKENS):
-            tokens = VisualTokens(things.features[index, None], things.boxes[index, None])
-            logits = norm(projector(tokens, None).features[:, 0]) @ words.T
-            loss = F.cross_entropy(logits, table[row[index]])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-        for group in optimizer.param_groups:
-            group["lr"] = _RATE * (1 - (turn + 1) / passes)
-    return float(torch.stack(losses).mean())
-
-
-def _said(tokenizer: Any, texts: Sequence[str], words: int) -> tuple[Float[Tensor, "u w"], Int[Tensor, " m"]]:
-    """A distribution over all words for each different text, even over those that it has; and the row of each text."""
-    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    table = torch.zeros(len(places), words)
-    for text, place in places.items():
-        table[place, tokenizer(text, add_special_tokens=False)["input_ids"]] = 1
-    return table / table.sum(dim=1, keepdim=True), torch.tensor([places[text] for text in texts])
+@torch.no_grad()
+def held_out_losses(vlms: dict[str, VLM], scenes: Scenes) -> dict[str, float]:
+    """Through each mechanism, the mean loss of the answers' words of a part of the questions, always the same."""
+    count, budget = _HELD_OUT
+    chosen = [side[:: -(-len(side) // count)] for side in scenes.sides()]
+    losses = {}
+    for name, vlm in vlms.items():
+        some = [places[:: _FEWER if name == ALL else 1] for places in chosen]
+        several = [(float(taught(vlm, scenes.batch(places), budget)[0]), len(places)) for places in some]
+        losses[f"validation {name}"] = sum(loss * n for loss, n in several) / sum(n for _, n in several)
+    return losses
 
 
 def taught(vlm: VLM, batch: Batch, budget: int | None) -> tuple[Tensor, Bool[Tensor, " b"]]:

@@ -19,7 +19,8 @@ from regard.bench.tasks.encoded import Encoded, Eye, basis_of, encoded, pairs_of
 from regard.bench.tasks.fetching import Told
 from regard.tokens import Question, VisualTokens, grid_boxes
 from regard.train.checkpoint import digest
-from regard.train.pocket import NAMED, Things
+from regard.train.pocket import NAMED
+from regard.train.words import Things
 
 _OF_OTHERS = ("what", "next", "missing")  # kinds whose question names another thing than the answer's
 _MOSTLY = 0.4  # of a token, that a thing fills

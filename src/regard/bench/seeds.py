@@ -1,0 +1,115 @@
+"""The pocket model trained from several seeds: how much of its figures is the draw of its first weights and its steps.
+
+`python -m regard.bench.seeds SCENES ANSWERS RUN...` asks the package's model and those of runs of
+`regard train pocket --seed N` about the scenes to test with, and writes results/seeds.json. The folder ANSWERS keeps
+what they said, so that it goes on where it stopped; `python -m regard.bench.seeds ask SCENES ANSWERS RUN` asks one.
+"""
+
+import io
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regard.bench.mechanisms import BLIND, Asking, asking, compared
+from regard.bench.pocket import restored, scenes
+from regard.bench.results import provenance, publish
+from regard.bench.tasks.seen import Sights
+from regard.errors import DataError
+from regard.files import write_whole
+from regard.train.checkpoint import Checkpoint, digest
+from regard.vlm.bridges import ALL
+from regard.vlm.pocket import FOLDER, Pocket
+
+TENTH = 32  # tokens, about a tenth of a scene's
+SPENDING = ("relevance", "fovea", "recurrent")  # and the best others, of the scenes to validate with
+CELLS: tuple[tuple[str, int | None], ...] = (
+    *((name, TENTH) for name in (*SPENDING, *BLIND)),
+    (ALL, None),
+    *((name, budget) for budget in (TENTH // 2, 2 * TENTH) for name in SPENDING),
+)
+
+
+def answers(
+    model: Pocket,
+    sights: Sights,
+    folder: Path,
+    cells: Sequence[tuple[str, int | None]] = CELLS,
+    told: Callable[[str], None] = lambda line: None,
+) -> Asking:
+    """What a model says, a mechanism and a budget after the other; those that the folder has are not asked again."""
+    file = folder / f"{digest((*model.state_dict().values(), sights.digest()))}.npz"
+    kept: dict[str, np.ndarray] = dict(np.load(file)) if file.exists() else {}
+    found = asking(model, sights, ())
+    for name, budget in cells:
+        key = f"{name}, {budget or ALL}"
+        if key not in kept:
+            kept[key] = asking(model, sights, (name,), (budget or 0,), told).right[name, budget]
+            held = io.BytesIO()
+            np.savez_compressed(held, **kept)  # pyright: ignore[reportArgumentType]
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(file, held.getvalue())
+        found.right[name, budget] = kept[key]
+    return found
+
+
+def averaged(each: Sequence[Asking]) -> Asking:
+    """Of each question, how many of the models answered it right, as a share."""
+    cells = each[0].right
+    right = {cell: np.mean([found.right[cell] for found in each], axis=0) for cell in cells}
+    return Asking(each[0].kinds, each[0].scenes, right)
+
+
+def tables(each: Sequence[Asking], seeds: Sequence[int]) -> dict[str, Any]:
+    """The percent that is right of each seed, and what is to be reached, each seed beside its own best blind one."""
+    mean, rows = averaged(each), []
+    for name, budget in mean.right:
+        low, high = mean.interval(mean.right[name, budget])
+        rates = [found.rate(name, budget) for found in each]
+        whole = f"{mean.rate(name, budget):.1f} ({low:.1f} to {high:.1f})"
+        rows.append([name, str(budget or ALL), whole, *(f"{rate:.1f}" for rate in rates)])
+    of_seeds = [f"seed {seed}" for seed in seeds]
+    reached = [[f"{row.value:+.1f}" for row in compared(found, TENTH)] for found in each]
+    what = ["relevance less the best blind one, " + row.name.split(": ")[0] for row in compared(mean, TENTH)]
+    what[-1] = f"all tokens less relevance, {TENTH} tokens, all questions"
+    return {
+        "right": {"columns": ["mechanism", "tokens", "mean, % (95 %)", *of_seeds], "rows": rows},
+        "reached": {"columns": ["points", *of_seeds], "rows": [list(row) for row in zip(what, *reached, strict=True)]},
+    }
+
+
+def settings_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """Of the package's model and each run. Raises DataError where more than the seed differs, or one is not done."""
+    package = json.loads((FOLDER / "about.json").read_text())["settings"]
+    whole = [package]
+    for run in runs:
+        state = Checkpoint.load(run)
+        other = [name for name in package if name != "seed" and state.settings.get(name) != package[name]]
+        if other or state.epoch != package["epochs"]:
+            differs = ", ".join(other) or f"epochs: {state.epoch} are done"
+            raise DataError(f"{str(run)!r} is not the package's training from another seed: it differs in {differs}")
+        whole.append(state.settings)
+    return whole
+
+
+def main(folder: Path, kept: Path, runs: Sequence[Path], told: Callable[[str], None] = print) -> None:
+    """Ask what is not asked yet, and write results/seeds.json."""
+    made, seeds = provenance(), [int(settings["seed"]) for settings in settings_of(runs)]
+    sights = scenes(folder, "test", told=told)["test"]
+    each = [answers(restored(run), sights, kept, told=told) for run in (None, *runs)]
+    notes = {"seeds": seeds, "questions": len(each[0].kinds), "scenes": len(np.unique(each[0].scenes)), "split": "test"}
+    command = f"python -m regard.bench.seeds {' '.join(['SCENES', 'ANSWERS', *(run.name for run in runs)])}"
+    publish("seeds", command, compared(averaged(each), TENTH), made, notes=notes, tables=tables(each, seeds))
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["ask", folder, kept, run]:
+            answers(restored(Path(run)), scenes(Path(folder), "test")["test"], Path(kept), told=print)
+        case [folder, kept, *runs] if runs:
+            main(Path(folder), Path(kept), [Path(run) for run in runs])
+        case _:
+            sys.exit(__doc__)

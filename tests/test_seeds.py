@@ -1,0 +1,95 @@
+"""The pocket model's figures over several seeds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from regard.bench import seeds
+from regard.bench.mechanisms import BLIND, Asking, asking
+from regard.bench.tasks.asked.wording import KINDS
+from regard.errors import DataError
+from regard.train.checkpoint import Checkpoint
+from regard.vlm.pocket import Pocket
+from test_pocket import WORDS, sights
+
+
+def saying(seed: int) -> Asking:
+    """Answers to 400 questions about 100 scenes."""
+    draw = np.random.default_rng(seed)
+    kinds = np.array([KINDS[place % len(KINDS)] for place in range(400)])
+    right = {cell: draw.random(400) < 0.3 for cell in seeds.CELLS}
+    return Asking(kinds, np.arange(400) // 4, right)
+
+
+def test_the_mean_of_seeds_is_of_their_rates():
+    each = [saying(seed) for seed in range(3)]
+    mean = seeds.averaged(each)
+    for cell in seeds.CELLS:
+        for kinds in (KINDS, KINDS[:2]):
+            assert mean.rate(*cell, kinds) == pytest.approx(np.mean([found.rate(*cell, kinds) for found in each]))
+    low, high = mean.interval(mean.right["relevance", 32])
+    assert (
+        low
+        < mean.rate("relevance", 32)
+        < high
+        < low + max(np.diff(found.interval(found.right["relevance", 32]))[0] for found in each)
+    )
+
+
+def test_the_tables_have_a_column_for_each_seed():
+    each = [saying(seed) for seed in (5, 6)]
+    made = seeds.tables(each, [0, 7])
+    assert made["right"]["columns"][3:] == ["seed 0", "seed 7"]
+    (row,) = [row for row in made["right"]["rows"] if row[:2] == ["relevance", "32"]]
+    assert row[3:] == [f"{found.rate('relevance', 32):.1f}" for found in each]
+    (row,) = [row for row in made["reached"]["rows"] if row[0].endswith("tokens, count")]
+    for value, found in zip(row[1:], each, strict=True):
+        best = max(found.rate(name, 32, ("count",)) for name in BLIND)
+        assert value == f"{found.rate('relevance', 32, ('count',)) - best:+.1f}"
+    assert made["reached"]["rows"][-1][0] == "all tokens less relevance, 32 tokens, all questions"
+
+
+def test_what_was_said_is_kept_and_asked_once(tmp_path: Path, monkeypatch):
+    torch.manual_seed(0)
+    model, data = Pocket(WORDS).requires_grad_(False).eval(), sights(4)
+    cells = (("pool", 16), ("all", None))
+    first = seeds.answers(model, data, tmp_path, cells[:1])
+    whole = seeds.answers(model, data, tmp_path, cells)
+    plain = asking(model, data, ("pool", "all"), (16,))
+    for cell in cells:
+        assert np.array_equal(whole.right[cell], plain.right[cell])
+    assert np.array_equal(first.kinds, plain.kinds)
+    asked = []
+
+    def counted(model, sights, mechanisms, *given):
+        asked.extend(mechanisms)
+        return asking(model, sights, mechanisms, *given)
+
+    monkeypatch.setattr(seeds, "asking", counted)
+    seeds.answers(model, data, tmp_path, cells)
+    assert asked == []
+    seeds.answers(model, sights(3), tmp_path, cells[:1])  # other scenes
+    torch.manual_seed(1)
+    seeds.answers(Pocket(WORDS).requires_grad_(False).eval(), data, tmp_path, cells[:1])
+    assert asked == ["pool", "pool"]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_runs_differ_in_nothing_but_the_seed(tmp_path: Path, monkeypatch):
+    settings = {"epochs": 2, "seed": 0, "rate": 0.1}
+    (tmp_path / "about.json").write_text(json.dumps({"settings": settings}))
+    monkeypatch.setattr(seeds, "FOLDER", tmp_path)
+
+    def run(done: int, **other: float) -> Path:
+        state = Checkpoint("pocket", {}, settings | other, [{"epoch": n + 1} for n in range(done)])
+        state.save(tmp_path / "last.safetensors")
+        return tmp_path / "last.safetensors"
+
+    assert [each["seed"] for each in seeds.settings_of([run(2, seed=3)])] == [0, 3]
+    with pytest.raises(DataError, match="differs in rate"):
+        seeds.settings_of([run(2, seed=3, rate=0.2)])
+    with pytest.raises(DataError, match="differs in epochs: 1 are done"):
+        seeds.settings_of([run(1, seed=3)])
