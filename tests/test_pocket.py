@@ -92,15 +92,16 @@ def test_what_makes_tokens_reads_what_the_projector_makes_of_all(model, name):
 def test_padding_does_not_reach_what_is_behind_the_projector(model, name):
     batch = sights().batch([(0, 0), (1, 1)])
     mask = torch.ones(2, 144, dtype=torch.bool)
-    mask[1, 132:] = False
+    mask[1, 5:] = False
     other = batch.tokens.features.clone()
-    other[1, 132:] = 50
+    other[1, 5:] = 50
     one, two = (
         model.bridge(name)(replace(batch.tokens, features=features, mask=mask), batch.question, 9)
         for features in (batch.tokens.features, other)
     )
     assert torch.equal(one.features, two.features)
-    assert not one.reading.matrix()[1, :, 132:].any()
+    assert one.mask.sum(dim=1).tolist() == [9, 5]
+    assert not one.reading.matrix()[1, :, 5:].any()
 
 
 def test_words_digits_and_marks_are_tokens(model):
@@ -338,9 +339,23 @@ def test_mechanisms_are_told_apart_by_scene_tail_and_unseen_names(model):
     rows = trade_offs.slowest(model, both, count=3)["rows"]
     assert [row[0] for row in rows] == list(MECHANISMS)
     assert all(float(late) >= float(middle) > 0 for _, _, middle, late, _ in rows)
-    rows = trade_offs.unseen(model, whole, lambda line: None)["rows"]
-    assert len(rows) == len(MECHANISMS)
-    assert re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", rows[0][2])
+    table = trade_offs.unseen(model, whole, lambda line: None)
+    assert table["columns"][2:] == [kind for kind in KINDS if any(kind in scene.kinds for scene in whole.scenes)]
+    assert [row[1] for row in table["rows"]] == [
+        "all",
+        *("32" if name == "recurrent" else "64" for name in MECHANISMS[1:]),
+    ]
+    assert all(re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", cell) for cell in table["rows"][0][2:])
+
+
+def test_a_bridge_is_asked_for_no_more_than_it_can_give(model):
+    most = model.vlm("recurrent").bridge.most
+    found = bench.asking(model, sights(2), ("recurrent", "all", "pool"), (most // 2, 2 * most, 4 * most))
+    ways = [("recurrent", most // 2), ("recurrent", most), ("all", None)]
+    assert list(found.right) == [*ways, *(("pool", n * most // 2) for n in (1, 4, 8))]
+    words = bench.first_words(model, sights(2), (2 * most,), 1)
+    assert f"recurrent {most}" in words
+    assert f"pool {2 * most}" in words
 
 
 def test_missing_weights_are_one_line(tmp_path, monkeypatch):

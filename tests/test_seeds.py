@@ -11,8 +11,8 @@ from regard.bench import seeds
 from regard.bench.mechanisms import BLIND, Asking, asking
 from regard.bench.tasks.asked.wording import KINDS
 from regard.errors import DataError
-from regard.train.checkpoint import Checkpoint
-from regard.vlm.pocket import Pocket
+from regard.train.checkpoint import LAST, Checkpoint
+from regard.vlm.pocket import MECHANISMS, Pocket
 from test_pocket import WORDS, sights
 
 
@@ -80,16 +80,38 @@ def test_what_was_said_is_kept_and_asked_once(tmp_path: Path, monkeypatch):
 
 def test_runs_differ_in_nothing_but_the_seed(tmp_path: Path, monkeypatch):
     settings = {"epochs": 2, "seed": 0, "rate": 0.1}
-    (tmp_path / "about.json").write_text(json.dumps({"settings": settings}))
+    (tmp_path / "about.json").write_text(json.dumps({"words": ["fox"], "settings": settings}))
     monkeypatch.setattr(seeds, "FOLDER", tmp_path)
 
-    def run(done: int, **other: float) -> Path:
-        state = Checkpoint("pocket", {}, settings | other, [{"epoch": n + 1} for n in range(done)])
-        state.save(tmp_path / "last.safetensors")
-        return tmp_path / "last.safetensors"
+    def run(done: int = 2, kind: str = "pocket", words: tuple[str, ...] = ("fox",), **other: float) -> Path:
+        file = tmp_path / f"{done}{kind}{words[0]}{other}"
+        file.mkdir(exist_ok=True)
+        history = [{"epoch": n + 1.0} for n in range(done)]
+        Checkpoint(kind, {"words": list(words)}, settings | other, history).save(file / LAST)
+        return file
 
-    assert [each["seed"] for each in seeds.settings_of([run(2, seed=3)])] == [0, 3]
-    with pytest.raises(DataError, match="differs in rate"):
-        seeds.settings_of([run(2, seed=3, rate=0.2)])
-    with pytest.raises(DataError, match="differs in epochs: 1 are done"):
-        seeds.settings_of([run(1, seed=3)])
+    found, (one, two) = seeds.states_of([run(seed=3), run(seed=4)])
+    assert (found, one.settings["seed"], two.settings["seed"]) == ([0, 3, 4], 3, 4)
+    for other, name in (
+        (run(seed=3, rate=0.2), "rate"),
+        (run(seed=3, more=1), "more"),
+        (run(seed=3, kind="vit"), "kind"),
+        (run(seed=3, words=("owl",)), "words"),
+        (run(1, seed=3), "epochs: 1 are done"),
+    ):
+        with pytest.raises(DataError, match=f"differs in {name}"):
+            seeds.states_of([other])
+    for again in ([run()], [run(seed=3), run(seed=3)]):
+        with pytest.raises(DataError, match="as another has"):
+            seeds.states_of(again)
+
+
+def test_losses_are_those_of_the_epochs_that_took_them():
+    one, two = ({f"validation {name}": value + n for n, name in enumerate(MECHANISMS)} for value in (0.25, 0.125))
+    history = [{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0, **one}]
+    states = [Checkpoint("pocket", {}, {"seed": seed}, history[: seed + 1]) for seed in (0, 1)]
+    states.append(Checkpoint("pocket", {}, {"seed": 4}, [{"epoch": 1, "loss": 1.0, **two}]))
+    table = seeds.losses(states)
+    assert table["columns"][1:] == ["seed 1, epoch 2", "seed 4, epoch 1"]
+    assert table["rows"][0] == ["all", "0.250", "0.125"]
+    assert table["rows"][-1] == [MECHANISMS[-1], "10.250", "10.125"]

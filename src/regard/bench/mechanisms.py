@@ -56,6 +56,12 @@ class Asking:
         return float(low), float(high)
 
 
+def amounts(model: Pocket, name: str, budgets: Sequence[int]) -> list[int | None]:
+    """The tokens that a mechanism gives of these budgets: all, or no more than its bridge can."""
+    most = model.bridge(name).most
+    return [None] if name == ALL else list(dict.fromkeys(min(budget, most or budget) for budget in budgets))
+
+
 @torch.no_grad()
 def asking(
     model: Pocket,
@@ -64,7 +70,7 @@ def asking(
     budgets: Sequence[int] = BUDGETS,
     told: Callable[[str], None] = lambda line: None,
 ) -> Asking:
-    """Ask all questions through each mechanism at each budget, and through all tokens."""
+    """Ask all questions through each mechanism at each budget that its bridge can give, and through all tokens."""
     places = [place for side in sights.sides() for place in side]
     found = Asking(
         np.array([sights.scenes[scene].kinds[turn] for scene, turn in places]), np.array([s for s, _ in places])
@@ -72,7 +78,7 @@ def asking(
     batches = [side[start : start + AT_ONCE] for side in sights.sides() for start in range(0, len(side), AT_ONCE)]
     for name in mechanisms:
         vlm = model.vlm(name).eval()
-        for budget in [None] if name == ALL else budgets:
+        for budget in amounts(model, name, budgets):
             right = [taught(vlm, sights.batch(places), budget)[1] for places in batches]
             found.right[name, budget] = torch.cat(right).numpy()
             told(f"{name}, {budget or 'all'} tokens: {found.rate(name, budget):.1f} % right")
@@ -107,7 +113,7 @@ def first_words(model: Pocket, sights: Sights, budgets: Sequence[int], size: int
     return {
         f"{name} {budget}": first_word(model.vlm(name).eval(), batch, budget)
         for name in MECHANISMS
-        for budget in ([None] if name == ALL else budgets)
+        for budget in amounts(model, name, budgets)
     }
 
 
@@ -176,7 +182,7 @@ def main(
     single, several = medians(one, 9), medians(many, 3)
     for name in MECHANISMS:
         vlm = model.vlm(name).eval()
-        for budget in [None] if name == ALL else BUDGETS:
+        for budget in amounts(model, name, BUDGETS):
             costs = cost(vlm, alone, budget)
             low, high = found.interval(found.right[name, budget])
             kinds = [f"{found.rate(name, budget, (kind,)):.1f}" for kind in there]

@@ -18,18 +18,19 @@ from regard.bench.mechanisms import BLIND, Asking, asking, compared
 from regard.bench.pocket import restored, scenes
 from regard.bench.results import provenance, publish
 from regard.bench.tasks.seen import Sights
-from regard.errors import DataError
+from regard.errors import DataError, RegardError
 from regard.files import write_whole
 from regard.train.checkpoint import Checkpoint, digest
 from regard.vlm.bridges import ALL
-from regard.vlm.pocket import FOLDER, Pocket
+from regard.vlm.pocket import FOLDER, MECHANISMS, Pocket
 
 TENTH = 32  # tokens, about a tenth of a scene's
 SPENDING = ("relevance", "fovea", "recurrent")  # and the best others, of the scenes to validate with
 CELLS: tuple[tuple[str, int | None], ...] = (
     *((name, TENTH) for name in (*SPENDING, *BLIND)),
     (ALL, None),
-    *((name, budget) for budget in (TENTH // 2, 2 * TENTH) for name in SPENDING),
+    *((name, TENTH // 2) for name in SPENDING),
+    *((name, 2 * TENTH) for name in SPENDING if name != "recurrent"),  # which has no more than 32 glimpses
 )
 
 
@@ -41,7 +42,8 @@ def answers(
     told: Callable[[str], None] = lambda line: None,
 ) -> Asking:
     """What a model says, a mechanism and a budget after the other; those that the folder has are not asked again."""
-    file = folder / f"{digest((*model.state_dict().values(), sights.digest()))}.npz"
+    decided = (*model.state_dict().values(), *model.eye.realizer.state_dict().values(), sights.digest())
+    file = folder / f"{digest(decided)}.npz"
     kept: dict[str, np.ndarray] = dict(np.load(file)) if file.exists() else {}
     found = asking(model, sights, ())
     for name, budget in cells:
@@ -57,7 +59,7 @@ def answers(
 
 
 def averaged(each: Sequence[Asking]) -> Asking:
-    """Of each question, how many of the models answered it right, as a share."""
+    """Of each question, how many of the models answered it right, as a share. Its intervals are of scenes alone."""
     cells = each[0].right
     right = {cell: np.mean([found.right[cell] for found in each], axis=0) for cell in cells}
     return Asking(each[0].kinds, each[0].scenes, right)
@@ -76,40 +78,65 @@ def tables(each: Sequence[Asking], seeds: Sequence[int]) -> dict[str, Any]:
     what = ["relevance less the best blind one, " + row.name.split(": ")[0] for row in compared(mean, TENTH)]
     what[-1] = f"all tokens less relevance, {TENTH} tokens, all questions"
     return {
-        "right": {"columns": ["mechanism", "tokens", "mean, % (95 %)", *of_seeds], "rows": rows},
+        "right": {"columns": ["mechanism", "tokens", "mean, % (95 %, of scenes)", *of_seeds], "rows": rows},
         "reached": {"columns": ["points", *of_seeds], "rows": [list(row) for row in zip(what, *reached, strict=True)]},
     }
 
 
-def settings_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """Of the package's model and each run. Raises DataError where more than the seed differs, or one is not done."""
-    package = json.loads((FOLDER / "about.json").read_text())["settings"]
-    whole = [package]
+def losses(states: Sequence[Checkpoint]) -> dict[str, Any]:
+    """Through each mechanism, the loss of what was not learned from, after each epoch in which it was taken."""
+    taken = [(state, row) for state in states for row in state.history if f"validation {ALL}" in row]
+    names = [f"seed {state.settings['seed']}, epoch {row['epoch']:.0f}" for state, row in taken]
+    rows = [[name, *(f"{row[f'validation {name}']:.3f}" for _, row in taken)] for name in MECHANISMS]
+    return {"columns": ["nats a word", *names], "rows": rows}
+
+
+def states_of(runs: Sequence[Path]) -> tuple[list[int], list[Checkpoint]]:
+    """The seeds of the package's model and of the runs, and those. Raises DataError where a run differs in more than
+    the seed, is not done, or is of a seed that another one has.
+    """
+    about = json.loads((FOLDER / "about.json").read_text())
+    package, seeds, states = about["settings"], [about["settings"]["seed"]], []
     for run in runs:
         state = Checkpoint.load(run)
-        other = [name for name in package if name != "seed" and state.settings.get(name) != package[name]]
+        there = {"kind": state.kind, "words": state.arguments.get("words"), **state.settings}
+        wanted = {"kind": "pocket", "words": about["words"], **package}
+        other = [name for name in sorted(there | wanted) if name != "seed" and there.get(name) != wanted.get(name)]
         if other or state.epoch != package["epochs"]:
             differs = ", ".join(other) or f"epochs: {state.epoch} are done"
             raise DataError(f"{str(run)!r} is not the package's training from another seed: it differs in {differs}")
-        whole.append(state.settings)
-    return whole
+        if there["seed"] in seeds:
+            raise DataError(f"{str(run)!r} has seed {there['seed']}, as another has: give runs of other seeds")
+        seeds.append(there["seed"])
+        states.append(state)
+    return seeds, states
 
 
 def main(folder: Path, kept: Path, runs: Sequence[Path], told: Callable[[str], None] = print) -> None:
     """Ask what is not asked yet, and write results/seeds.json."""
-    made, seeds = provenance(), [int(settings["seed"]) for settings in settings_of(runs)]
+    made, (seeds, states) = provenance(), states_of(runs)
     sights = scenes(folder, "test", told=told)["test"]
     each = [answers(restored(run), sights, kept, told=told) for run in (None, *runs)]
     notes = {"seeds": seeds, "questions": len(each[0].kinds), "scenes": len(np.unique(each[0].scenes)), "split": "test"}
-    command = f"python -m regard.bench.seeds {' '.join(['SCENES', 'ANSWERS', *(run.name for run in runs)])}"
-    publish("seeds", command, compared(averaged(each), TENTH), made, notes=notes, tables=tables(each, seeds))
+    command = f"python -m regard.bench.seeds SCENES ANSWERS {' '.join(run.name for run in runs)}"
+    shown = tables(each, seeds) | {"validation loss": losses(states)}
+    publish("seeds", command, compared(averaged(each), TENTH), made, notes=notes, tables=shown)
 
 
-if __name__ == "__main__":
-    match sys.argv[1:]:
+def command(*line: str) -> None:
+    """What a line asks for. Raises DataError, and SystemExit where it asks for nothing."""
+    match line:
         case ["ask", folder, kept, run]:
+            states_of([Path(run)])
             answers(restored(Path(run)), scenes(Path(folder), "test")["test"], Path(kept), told=print)
         case [folder, kept, *runs] if runs:
             main(Path(folder), Path(kept), [Path(run) for run in runs])
         case _:
             sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    try:
+        command(*sys.argv[1:])
+    except RegardError as error:
+        sys.exit(f"regard: {error}")

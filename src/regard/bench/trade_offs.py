@@ -1,7 +1,7 @@
 """What the survey says of mechanisms beside their accuracy: large scenes, full ones, the slowest answers, unseen names.
 
-Tables that `regard bench mechanisms` writes beside its own. A scene is full where the things that are asked about fill
-more of it than of the median scene.
+Tables that `regard bench mechanisms` writes beside its own, of `BUDGET` tokens or as many as a bridge can give. A scene
+is full where the things that are asked about fill more of it than of the median scene.
 """
 
 import time
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from regard.bench.mechanisms import Asking, asking, first_word
+from regard.bench.mechanisms import Asking, amounts, asking, first_word
+from regard.bench.tasks.asked.wording import KINDS
 from regard.bench.tasks.seen import Sights
-from regard.vlm.bridges import ALL
 from regard.vlm.pocket import MECHANISMS, Pocket
 
 BUDGET = 64  # tokens
@@ -27,10 +27,9 @@ def by_scene(found: Asking, sights: Sights) -> dict[str, Any]:
     groups = {f"of {count} tokens": tokens == count for count in np.unique(tokens)}
     groups |= {"full": full, "not full": ~full}
     rows = []
-    for name, budget in found.right:
-        if budget in (None, BUDGET):
-            right = found.right[name, budget]
-            rows.append([name, str(budget or "all"), *(f"{100 * right[of].mean():.1f}" for of in groups.values())])
+    for name, budget in {name: budget for name, budget in found.right if (budget or 0) <= BUDGET}.items():
+        right = found.right[name, budget]
+        rows.append([name, str(budget or "all"), *(f"{100 * right[of].mean():.1f}" for of in groups.values())])
     return {"columns": ["mechanism", "tokens", *groups], "rows": rows}
 
 
@@ -42,7 +41,7 @@ def slowest(model: Pocket, sights: Sights, count: int = ASKED) -> dict[str, Any]
     chosen = [places[turn] for turn in np.linspace(0, len(places) - 1, count).round().astype(int)]
     rows = []
     for name in MECHANISMS:
-        vlm, budget, spent = model.vlm(name).eval(), None if name == ALL else BUDGET, []
+        vlm, (budget,), spent = model.vlm(name).eval(), amounts(model, name, (BUDGET,)), []
         for turn, place in enumerate([chosen[0], *chosen]):  # the first to warm up
             answer = first_word(vlm, sights.batch([place]), budget)
             start = time.perf_counter()
@@ -54,10 +53,12 @@ def slowest(model: Pocket, sights: Sights, count: int = ASKED) -> dict[str, Any]
 
 
 def unseen(model: Pocket, sights: Sights, told: Callable[[str], None]) -> dict[str, Any]:
-    """The percent that is right, of scenes of things whose names no training had."""
+    """The percent that is right, by kind, of scenes of things whose names no training had."""
     found = asking(model, sights, budgets=(BUDGET,), told=told)
-    rows = []
+    there, rows = [kind for kind in KINDS if kind in found.kinds], []
     for name, budget in found.right:
-        low, high = found.interval(found.right[name, budget])
-        rows.append([name, str(budget or "all"), f"{found.rate(name, budget):.1f} ({low:.1f} to {high:.1f})"])
-    return {"columns": ["mechanism", "tokens", "right, % (95 %)"], "rows": rows}
+        ranges = [found.interval(found.right[name, budget], (kind,)) for kind in there]
+        rates = [f"{found.rate(name, budget, (kind,)):.1f}" for kind in there]
+        told_of = [f"{rate} ({low:.1f} to {high:.1f})" for rate, (low, high) in zip(rates, ranges, strict=True)]
+        rows.append([name, str(budget or "all"), *told_of])
+    return {"columns": ["right, % (95 %)", "tokens", *there], "rows": rows}

@@ -199,7 +199,7 @@ def main() -> None:
             typer.echo(f"regard: {error}", err=True)
             sys.exit(2 if isinstance(error, BudgetError | UsageError) else 1)
         except SystemExit as ended:
-            if ended.code == _INTERRUPTED:
+            if ended.code == _INTERRUPTED or (interrupts and ended.code):
                 _end_interrupted()
             raise
 
@@ -213,15 +213,17 @@ def _interrupts() -> Iterator[list[int]]:
         seen.append(number)
         signal.default_int_handler(number, frame)
 
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield seen
+        return
+    signal.signal(signal.SIGINT, interrupt)
     try:
         yield seen
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _end_interrupted() -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     typer.echo("regard: interrupted; nothing half-written is left", err=True)
     sys.exit(_INTERRUPTED)

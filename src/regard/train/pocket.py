@@ -1,7 +1,8 @@
 """The pocket model's recipe: one decoder and all its bridges, trained together, each step through another mechanism.
 
 A step draws a mechanism and a budget, and questions about scenes of one size; the loss is that of the answers' words.
-So all mechanisms have the same reader, the same data and as many steps in expectation, and none an adapted decoder.
+So all mechanisms have the same reader and the same data, none an adapted decoder, and in expectation as many steps, but
+for those of `SHARES`, which cost several times as much: half, those of all tokens of fewer questions.
 
 What needs no scene to look at is learned first, in some minutes (`regard.train.words`).
 
@@ -55,7 +56,7 @@ JOIN = {  # when a kind is asked from, as a share of all steps
 }
 _GUIDED = 3  # layer whose attention is drawn to the things
 _FEWER = 4  # times smaller batches of all tokens
-_HELD_OUT = 64, 32  # questions about scenes of each size, and tokens, of a loss of what is not learned from
+_HELD_OUT = 64, 16, 32  # questions about scenes of each size, of a batch, and tokens, of what is not learned from
 
 
 class Batch(Placed, Protocol):
@@ -139,27 +140,29 @@ def train(
     if not (folder / LAST).exists():
         repeated(model, scenes.texts("missing"), recipe.seed)
         named(model, scenes.things(), recipe.seed)
-    realizer = digest(model.eye.realizer.state_dict().values())
-    about = Checkpoint(
-        "pocket", {"words": words}, settings(recipe, scenes=scenes.digest(), realizer=realizer, join=JOIN), []
-    )
-    held_out = None if others is None else lambda: held_out_losses(vlms, others)
+    learned = {"scenes": scenes.digest(), "realizer": digest(model.eye.realizer.state_dict().values()), "join": JOIN}
+    draws = {"budgets": list(BUDGETS), "likely": LIKELY.tolist(), "shares": SHARES, "fewer": _FEWER}
+    weights = {"guide": GUIDE, "naming": NAMING}
+    about = Checkpoint("pocket", {"words": words}, settings(recipe, **learned, **draws, **weights), [])
+
+    def held_out() -> dict[str, float]:
+        decoder.set_attn_implementation("sdpa")
+        return {} if others is None else held_out_losses(vlms, others)
+
     fit(model, step, sum(map(len, scenes.sides())), recipe, folder, about, tell, held_out)
-    decoder.set_attn_implementation("sdpa")
     return model
 
 
 @torch.no_grad()
 def held_out_losses(vlms: dict[str, VLM], scenes: Scenes) -> dict[str, float]:
-    """Through each mechanism, the mean loss of the answers' words of a part of the questions, always the same."""
-    count, budget = _HELD_OUT
-    chosen = [side[:: -(-len(side) // count)] for side in scenes.sides()]
-    losses = {}
-    for name, vlm in vlms.items():
-        some = [places[:: _FEWER if name == ALL else 1] for places in chosen]
-        several = [(float(taught(vlm, scenes.batch(places), budget)[0]), len(places)) for places in some]
-        losses[f"validation {name}"] = sum(loss * n for loss, n in several) / sum(n for _, n in several)
-    return losses
+    """Through each mechanism, the answers' loss, of the same part of the questions: the mean of batches."""
+    count, size, budget = _HELD_OUT
+    sides = [side[:: -(-len(side) // count)] for side in scenes.sides()]
+    batches = [scenes.batch(side[at : at + size]) for side in sides for at in range(0, len(side), size)]
+    return {
+        f"validation {name}": float(torch.stack([taught(vlm, batch, budget)[0] for batch in batches]).mean())
+        for name, vlm in vlms.items()
+    }
 
 
 def taught(vlm: VLM, batch: Batch, budget: int | None) -> tuple[Tensor, Bool[Tensor, " b"]]:
