@@ -43,6 +43,10 @@ def test_the_tables_have_a_column_for_each_seed():
     each = [saying(seed) for seed in (5, 6)]
     made = seeds.tables(each, [0, 7])
     assert made["right"]["columns"][3:] == ["seed 0", "seed 7"]
+    place = made["kinds"]["columns"].index("count")
+    assert [row[place] for row in made["kinds"]["rows"]] == [
+        f"{found.rate('relevance', 32, ('count',)):.1f}" for found in each
+    ]
     (row,) = [row for row in made["right"]["rows"] if row[:2] == ["relevance", "32"]]
     assert row[3:] == [f"{found.rate('relevance', 32):.1f}" for found in each]
     (row,) = [row for row in made["reached"]["rows"] if row[0].endswith("tokens, count")]
@@ -92,6 +96,7 @@ def test_runs_differ_in_nothing_but_the_seed(tmp_path: Path, monkeypatch):
 
     found, (one, two) = seeds.states_of([run(seed=3), run(seed=4)])
     assert (found, one.settings["seed"], two.settings["seed"]) == ([0, 3, 4], 3, 4)
+    assert seeds.states_of([run(seed=3, scenes=1.0)])[0] == [0, 3]
     for other, name in (
         (run(seed=3, rate=0.2), "rate"),
         (run(seed=3, more=1), "more"),

@@ -17,6 +17,7 @@ import numpy as np
 from regard.bench.mechanisms import BLIND, Asking, asking, compared
 from regard.bench.pocket import restored, scenes
 from regard.bench.results import provenance, publish
+from regard.bench.tasks.asked.wording import KINDS
 from regard.bench.tasks.seen import Sights
 from regard.errors import DataError, RegardError
 from regard.files import write_whole
@@ -32,6 +33,8 @@ CELLS: tuple[tuple[str, int | None], ...] = (
     *((name, TENTH // 2) for name in SPENDING),
     *((name, 2 * TENTH) for name in SPENDING if name != "recurrent"),  # which has no more than 32 glimpses
 )
+
+_FREE = ("seed", "scenes")  # the digest of scenes is of the eye's rounding too, which threads and machines change
 
 
 def answers(
@@ -66,7 +69,7 @@ def averaged(each: Sequence[Asking]) -> Asking:
 
 
 def tables(each: Sequence[Asking], seeds: Sequence[int]) -> dict[str, Any]:
-    """The percent that is right of each seed, and what is to be reached, each seed beside its own best blind one."""
+    """What is right of each seed, in percent, by kind too, and what is to be reached, beside its own best blind one."""
     mean, rows = averaged(each), []
     for name, budget in mean.right:
         low, high = mean.interval(mean.right[name, budget])
@@ -77,7 +80,13 @@ def tables(each: Sequence[Asking], seeds: Sequence[int]) -> dict[str, Any]:
     reached = [[f"{row.value:+.1f}" for row in compared(found, TENTH)] for found in each]
     what = ["relevance less the best blind one, " + row.name.split(": ")[0] for row in compared(mean, TENTH)]
     what[-1] = f"all tokens less relevance, {TENTH} tokens, all questions"
+    there = [kind for kind in KINDS if kind in mean.kinds]
+    kinds = [
+        [name, *(f"{found.rate('relevance', TENTH, (kind,)):.1f}" for kind in there)]
+        for name, found in zip(of_seeds, each, strict=True)
+    ]
     return {
+        "kinds": {"columns": [f"relevance, {TENTH} tokens, right, %", *there], "rows": kinds},
         "right": {"columns": ["mechanism", "tokens", "mean, % (95 %, of scenes)", *of_seeds], "rows": rows},
         "reached": {"columns": ["points", *of_seeds], "rows": [list(row) for row in zip(what, *reached, strict=True)]},
     }
@@ -101,7 +110,7 @@ def states_of(runs: Sequence[Path]) -> tuple[list[int], list[Checkpoint]]:
         state = Checkpoint.load(run)
         there = {"kind": state.kind, "words": state.arguments.get("words"), **state.settings}
         wanted = {"kind": "pocket", "words": about["words"], **package}
-        other = [name for name in sorted(there | wanted) if name != "seed" and there.get(name) != wanted.get(name)]
+        other = [name for name in sorted(there | wanted) if there.get(name) != wanted.get(name) and name not in _FREE]
         if other or state.epoch != package["epochs"]:
             differs = ", ".join(other) or f"epochs: {state.epoch} are done"
             raise DataError(f"{str(run)!r} is not the package's training from another seed: it differs in {differs}")
