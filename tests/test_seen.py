@@ -1,6 +1,7 @@
 """Scenes kept as an eye saw them: with fewer numbers, and the same products, norms and decisions."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -15,9 +16,11 @@ from regard.bench.tasks import encoded, seen
 from regard.bench.tasks.asked import PAIRS, Asked
 from regard.bench.tasks.asked.layout import Thing
 from regard.bench.tasks.asked.questions import Pair
+from regard.bench.tasks.encoded import Encoded
 from regard.bench.tasks.seen import Sight, Sights
 from regard.errors import DataError
 from regard.eyes.grounding import Grounding
+from regard.eyes.pocket import PocketEye
 from regard.relevance.realizer import Realizer
 from regard.tokens import Question, VisualTokens
 
@@ -193,3 +196,23 @@ def test_things_are_named_by_what_is_asked_and_answered():
     assert things.said == ["fox top left", "cup"], "the drum fills too little; a kite is beside what is meant"
     assert things.features[:, 0].tolist() == [1, 2]
     assert things.boxes.tolist() == [[0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1]]
+
+
+def test_scenes_have_one_digest_however_many_threads_there_are():
+    eye, draw, threads = PocketEye(), torch.Generator().manual_seed(0), torch.get_num_threads()
+    kept = []
+    for count in range(1, 40):  # questions
+        shapes = (64, 512), (64, 5), (count, 5), (count, 384)
+        features, classes, questions, heard = (torch.randn(*shape, generator=draw) for shape in shapes)
+        shown = torch.zeros(count, 64)
+        kept.append(Encoded(8, features.half(), classes, questions, heard, shown, shown, [], [], []))
+    found = []
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            exact = deepcopy(eye.grounding).double()
+            scenes = tuple(seen._grounded(exact, one) for one in kept)
+            found.append(Sights(scenes, seen._reference(eye, exact, 2)).digest())
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1]

@@ -34,7 +34,7 @@ CELLS: tuple[tuple[str, int | None], ...] = (
     *((name, 2 * TENTH) for name in SPENDING if name != "recurrent"),  # which has no more than 32 glimpses
 )
 
-_FREE = ("seed", "scenes")  # the digest of scenes is of the eye's rounding too, which threads and machines change
+_FREE = ("seed", "scenes")  # the package's digest of scenes is of rounding that another number of threads changes
 
 
 def answers(

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from regard.errors import DataError, ModelError
 from regard.files import locked, sweep, write_all
@@ -83,58 +84,53 @@ def fit(
     step(index, generator, done) gives the mean loss of a batch and how many of it were right; index: the places of its
     samples among `count`; done: the share of all steps that are made. about: kind, arguments and settings of the run.
     tell(epoch, samples, loss, accuracy): called for every step. held_out(): figures of what is not learned from, which
-    stand in the history of each epoch. Raises ModelError where a loss or a weight is not
-    finite, and DataError where the folder holds another run, or another process is at work in it.
+    stand in the history of each epoch. Raises ModelError where a loss or a weight is not finite, and DataError where
+    the folder holds another run, or another process is at work in it.
     """
     with locked(folder / "lock"):
         sweep(folder, (LAST, HISTORY))
-        return _fitted(model, step, count, recipe, folder, about, tell, held_out or dict)
-
-
-def _fitted(
-    model: nn.Module,
-    step: Step,
-    count: int,
-    recipe: Recipe,
-    folder: Path,
-    about: Checkpoint,
-    tell: Tell,
-    held_out: HeldOut,
-) -> Checkpoint:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=recipe.decay, fused=True)
-    state = _found(folder, about, type(model))
-    if state.epoch:
-        state.restore(model, optimizer)
-        write_all(folder, {HISTORY: _csv(state.history)})
-    steps = -(-count // recipe.batch)
-    for epoch in range(state.epoch, recipe.epochs):
-        generator = torch.Generator().manual_seed((1_000_003 * recipe.seed + epoch) % 2**63)
-        start, losses, right, seen = time.perf_counter(), 0.0, 0, 0
-        model.train()
-        for number, index in enumerate(torch.randperm(count, generator=generator).split(min(recipe.batch, count))):
-            done = (epoch + number / steps) / recipe.epochs
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.rate_at(done)
-            loss, hits = step(index, generator, done)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise _broken(f"the loss is {value} at step {number + 1} of epoch {epoch + 1}", folder, epoch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if recipe.clip:
-                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-            optimizer.step()
-            losses, right, seen = losses + value * len(index), right + int(hits), seen + len(index)
-            tell(epoch + 1, seen, losses / seen, right / seen)
-        if not all(bool(value.isfinite().all()) for value in model.parameters()):
-            raise _broken(f"weights are not finite at the end of epoch {epoch + 1}", folder, epoch)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=recipe.decay, fused=True)
+        state = _found(folder, about, type(model))
+        if state.epoch:
+            state.restore(model, optimizer)
+            write_all(folder, {HISTORY: _csv(state.history)})
+        for epoch in range(state.epoch, recipe.epochs):
+            start = time.perf_counter()
+            row = _epoch(model, optimizer, step, count, recipe, epoch, folder, tell)
+            model.eval()
+            row |= held_out() if held_out else {}
+            state = state.holding(model, optimizer, {**row, "seconds": round(time.perf_counter() - start, 2)})
+            state.save(folder / LAST)
+            write_all(folder, {HISTORY: _csv(state.history)})
         model.eval()
-        row = {"epoch": epoch + 1, "loss": losses / seen, "accuracy": right / seen, **held_out()}
-        state = state.holding(model, optimizer, {**row, "seconds": round(time.perf_counter() - start, 2)})
-        state.save(folder / LAST)
-        write_all(folder, {HISTORY: _csv(state.history)})
-    model.eval()
-    return state
+        return state
+
+
+def _epoch(
+    model: nn.Module, optimizer: Optimizer, step: Step, count: int, recipe: Recipe, epoch: int, folder: Path, tell: Tell
+) -> dict[str, float]:
+    """All samples once; the epoch's number, and its mean loss and accuracy."""
+    generator = torch.Generator().manual_seed((1_000_003 * recipe.seed + epoch) % 2**63)
+    losses, right, seen, steps = 0.0, 0, 0, -(-count // recipe.batch)
+    model.train()
+    for number, index in enumerate(torch.randperm(count, generator=generator).split(min(recipe.batch, count))):
+        done = (epoch + number / steps) / recipe.epochs
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate_at(done)
+        loss, hits = step(index, generator, done)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise _broken(f"the loss is {value} at step {number + 1} of epoch {epoch + 1}", folder, epoch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+        losses, right, seen = losses + value * len(index), right + int(hits), seen + len(index)
+        tell(epoch + 1, seen, losses / seen, right / seen)
+    if not all(bool(value.isfinite().all()) for value in model.parameters()):
+        raise _broken(f"weights are not finite at the end of epoch {epoch + 1}", folder, epoch)
+    return {"epoch": epoch + 1, "loss": losses / seen, "accuracy": right / seen}
 
 
 def settings(recipe: Recipe, **others: Any) -> dict[str, Any]:

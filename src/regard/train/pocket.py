@@ -140,10 +140,7 @@ def train(
     if not (folder / LAST).exists():
         repeated(model, scenes.texts("missing"), recipe.seed)
         named(model, scenes.things(), recipe.seed)
-    learned = {"scenes": scenes.digest(), "realizer": digest(model.eye.realizer.state_dict().values()), "join": JOIN}
-    draws = {"budgets": list(BUDGETS), "likely": LIKELY.tolist(), "shares": SHARES, "fewer": _FEWER}
-    weights = {"guide": GUIDE, "naming": NAMING}
-    about = Checkpoint("pocket", {"words": words}, settings(recipe, **learned, **draws, **weights), [])
+    about = Checkpoint("pocket", {"words": words}, _settings(model, scenes, recipe), [])
 
     def held_out() -> dict[str, float]:
         decoder.set_attn_implementation("sdpa")
@@ -151,6 +148,13 @@ def train(
 
     fit(model, step, sum(map(len, scenes.sides())), recipe, folder, about, tell, held_out)
     return model
+
+
+def _settings(model: Pocket, scenes: Scenes, recipe: Recipe) -> dict[str, Any]:
+    """All that decides a run's losses."""
+    learned = {"scenes": scenes.digest(), "realizer": digest(model.eye.realizer.state_dict().values()), "join": JOIN}
+    draws = {"budgets": list(BUDGETS), "likely": LIKELY.tolist(), "shares": SHARES, "fewer": _FEWER}
+    return settings(recipe, **learned, **draws, guide=GUIDE, naming=NAMING)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ That is added when files are read, so that it can be learned from them.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from regard.bench.tasks.asked.wording import named
 from regard.bench.tasks.asked.wording import tokens as tokens_of
 from regard.bench.tasks.encoded import Encoded, Eye, basis_of, encoded, pairs_of
 from regard.bench.tasks.fetching import Told
+from regard.eyes.grounding import Grounding
 from regard.tokens import Question, VisualTokens, grid_boxes
 from regard.train.checkpoint import digest
 from regard.train.pocket import NAMED
@@ -118,14 +120,15 @@ class Sights:
 def seen(eye: Eye, split: str, indices: range, folder: Path, told: Told | None = None) -> Sights:
     """Scenes of a split, encoded where the folder has them not, 50 at once. Raises DataError."""
     whole = encoded(eye, split, indices, folder, told)
-    return Sights(tuple(_grounded(eye, one) for one in whole), _reference(eye, pairs_of(split)[1]))
+    exact = deepcopy(eye.grounding).double()  # so that what is rounded is the same however many threads there are
+    return Sights(tuple(_grounded(exact, one) for one in whole), _reference(eye, exact, pairs_of(split)[1]))
 
 
 @torch.no_grad()
-def _grounded(eye: Eye, one: Encoded) -> Sight:
+def _grounded(grounding: Grounding, one: Encoded) -> Sight:
     """What the eye's grounding makes of it beside the classes."""
-    found = eye.grounding.tokens(one.features[None].float(), cells(one.side)[None])[0]
-    asked_for = eye.grounding.questions(one.heard)
+    found = grounding.tokens(one.features[None].double(), cells(one.side)[None])[0]
+    asked_for = grounding.questions(one.heard.double()).float()
     aligned, questions = torch.cat((one.classes, found.half()), dim=1), torch.cat((one.questions, asked_for), dim=1)
     return Sight(
         one.side, one.features, aligned, questions, one.covered, one.answered, one.kinds, one.asks, one.answers
@@ -139,7 +142,8 @@ def cells(side: int) -> Float[Tensor, "n 4"]:
 
 
 @torch.no_grad()
-def _reference(eye: Eye, most: int) -> Float[Tensor, "m f"]:
+def _reference(eye: Eye, grounding: Grounding, most: int) -> Float[Tensor, "m f"]:
     """The reference questions in the space of `Sight.aligned`."""
-    compact = (eye.classes_of(eye.reference).double() @ basis_of(eye)).float()
-    return torch.cat((torch.nn.functional.pad(compact, (0, most + 1)), eye.grounding.questions(eye.reference)), dim=1)
+    compact = (eye.classes_of(eye.reference).double() @ basis_of(eye)).tril().float()  # as R of QR; above is rounding
+    asked_for = grounding.questions(eye.reference.double()).float()
+    return torch.cat((torch.nn.functional.pad(compact, (0, most + 1)), asked_for), dim=1)
