@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from PIL import Image
 from regard import Record, __version__, cli
 
 QUESTION = "where is the cat?"
+INTERRUPTED = "regard: interrupted; nothing half-written is left\n"
 
 
 @pytest.fixture(scope="module")
@@ -295,20 +297,47 @@ def test_interrupting_leaves_nothing_half_written(after: float, photo: Path, tmp
         assert {"record.json", "report.html"} <= names
         assert len(names) == len(looks) + 2, names
     if started.returncode == 130:
-        assert err.endswith("regard: interrupted; nothing half-written is left\n")
+        assert err.endswith(INTERRUPTED), err
     else:  # it was done, and at most on its way out
-        assert names
+        assert names, (started.returncode, err)
 
 
+@pytest.fixture
+def interruptible():
+    """As a terminal's process is, whatever ran here before."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_waits_for_a_module_that_is_being_imported(regard, monkeypatch, tmp_path: Path):
+    """Half of one that is written in C may abort the process."""
+    (tmp_path / "half_a_module.py").write_text(
+        "import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(.1)\nwhole = True"
+    )
+
+    def importing(**options: object) -> None:
+        try:
+            import_module("half_a_module")
+            time.sleep(10)
+        except KeyboardInterrupt:
+            sys.exit(130)  # as typer does
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cli, "app", importing)
+    assert regard("look") == (130, "", INTERRUPTED)
+    assert sys.modules.pop("half_a_module").whole
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_that_was_swallowed_is_no_error_of_ours(regard, monkeypatch):
-    """What C code imports may: it goes on with half a module, and fails later."""
+    """What is written in C may: it goes on, and fails of what it has not done."""
 
     def swallowing(**options: object) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        raise AttributeError("module 'numpy' has no attribute 'broadcast_to'")
+        raise ValueError("could not determine the shape of object type 'torch.storage.UntypedStorage'")
 
-    before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(cli, "app", swallowing)
-    assert regard("look") == (130, "", "regard: interrupted; nothing half-written is left\n")
-    assert signal.getsignal(signal.SIGINT) is before
+    assert regard("look") == (130, "", INTERRUPTED)

@@ -4,10 +4,12 @@
 Exit codes: 0, 1 for a failure, 2 for a usage that cannot work.
 """
 
+import _thread
 import io
 import json
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -194,7 +196,7 @@ def main() -> None:
         except Exception as error:
             if "--debug" in sys.argv or not (interrupts or isinstance(error, RegardError)):
                 raise
-            if interrupts:  # what C code imports may swallow Ctrl-C, and is then half there
+            if interrupts:  # which C code may take for an error of its own
                 _end_interrupted()
             typer.echo(f"regard: {error}", err=True)
             sys.exit(2 if isinstance(error, BudgetError | UsageError) else 1)
@@ -204,14 +206,24 @@ def main() -> None:
             raise
 
 
+def _end_interrupted() -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    typer.echo("regard: interrupted; nothing half-written is left", err=True)
+    sys.exit(_INTERRUPTED)
+
+
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Filled at each Ctrl-C, which is raised as ever; not where it is ignored."""
+    """Filled at each Ctrl-C, which waits for a module that is being imported: half of one may abort the process."""
     seen: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         seen.append(number)
-        signal.default_int_handler(number, frame)
+        if not _importing(frame):
+            signal.default_int_handler(number, frame)
+        again = threading.Timer(0.02, _thread.interrupt_main)
+        again.daemon = True
+        again.start()
 
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield seen
@@ -223,7 +235,9 @@ def _interrupts() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _end_interrupted() -> NoReturn:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    typer.echo("regard: interrupted; nothing half-written is left", err=True)
-    sys.exit(_INTERRUPTED)
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib."):
+            return True
+        frame = frame.f_back
+    return False
