@@ -82,6 +82,24 @@ def test_what_was_said_is_kept_and_asked_once(tmp_path: Path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda whole: whole[:-40], lambda whole: b"", lambda whole: b"answers", lambda whole: _torn(whole)]
+)
+def test_damaged_answers_are_told(tmp_path: Path, damage):
+    torch.manual_seed(0)
+    model, data, cells = Pocket(WORDS).requires_grad_(False).eval(), sights(2), (("pool", 16),)
+    seeds.answers(model, data, tmp_path, cells)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(DataError, match="does not hold answers.*: delete it, and they are asked for again"):
+        seeds.answers(model, data, tmp_path, cells)
+
+
+def _torn(whole: bytes) -> bytes:
+    place = len(whole) // 3
+    return whole[:place] + b"torn" + whole[place + 4 :]
+
+
 def test_runs_differ_in_nothing_but_the_seed(tmp_path: Path, monkeypatch):
     settings = {"epochs": 2, "seed": 0, "rate": 0.1}
     (tmp_path / "about.json").write_text(json.dumps({"words": ["fox"], "settings": settings}))

@@ -8,6 +8,8 @@ what they said, so that it goes on where it stopped; `python -m regard.bench.see
 import io
 import json
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ def answers(
     """What a model says, a mechanism and a budget after the other; those that the folder has are not asked again."""
     decided = (*model.state_dict().values(), *model.eye.realizer.state_dict().values(), sights.digest())
     file = folder / f"{digest(decided)}.npz"
-    kept: dict[str, np.ndarray] = dict(np.load(file)) if file.exists() else {}
+    kept = _kept(file) if file.exists() else {}
     found = asking(model, sights, ())
     for name, budget in cells:
         key = f"{name}, {budget or ALL}"
@@ -59,6 +61,14 @@ def answers(
             write_whole(file, held.getvalue())
         found.right[name, budget] = kept[key]
     return found
+
+
+def _kept(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(file.read_bytes())) as held:
+            return dict(held)
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        raise DataError(f"{file} does not hold answers ({error}): delete it, and they are asked for again") from error
 
 
 def averaged(each: Sequence[Asking]) -> Asking:
