@@ -171,10 +171,7 @@ def test_as_a_process(saved, folder: Path, tmp_path: Path):
     line += ["--max-new-tokens", "3", "--allocator", "top"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "regard:" not in done.stderr
-    assert "transformers" not in done.stderr
-    assert "Loading" not in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     assert ", and 1 more image " in done.stdout
     assert done.stdout.endswith("Open regard-ask/1/report.html, regard-ask/2/report.html\n")
     names = [Record.load(tmp_path / "regard-ask" / number / "record.json").picture.name for number in "12"]

@@ -7,6 +7,7 @@ Exit codes: 0, 1 for a failure, 2 for a usage that cannot work.
 import _thread
 import io
 import json
+import logging
 import signal
 import sys
 import threading
@@ -190,6 +191,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    for name in ("torchao", "torch.utils._pytree"):  # transformers imports it, and it tells what it cannot load
+        logging.getLogger(name).setLevel(logging.ERROR)
     with _interrupts() as interrupts:
         try:
             app(standalone_mode=True)
