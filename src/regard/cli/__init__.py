@@ -191,7 +191,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    for name in ("torchao", "torch.utils._pytree"):  # transformers imports it, and it tells what it cannot load
+    for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao, which tells what it cannot load
         logging.getLogger(name).setLevel(logging.ERROR)
     with _interrupts() as interrupts:
         try:
@@ -199,7 +199,7 @@ def main() -> None:
         except Exception as error:
             if "--debug" in sys.argv or not (interrupts or isinstance(error, RegardError)):
                 raise
-            if interrupts:  # which C code may take for an error of its own
+            if interrupts:  # C code may take one for an error of its own
                 _end_interrupted()
             typer.echo(f"regard: {error}", err=True)
             sys.exit(2 if isinstance(error, BudgetError | UsageError) else 1)

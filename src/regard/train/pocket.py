@@ -20,6 +20,7 @@ the third is of what is there, such as a name or a colour, not of how many.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -141,11 +142,7 @@ def train(
         repeated(model, scenes.texts("missing"), recipe.seed)
         named(model, scenes.things(), recipe.seed)
     about = Checkpoint("pocket", {"words": words}, _settings(model, scenes, recipe), [])
-
-    def held_out() -> dict[str, float]:
-        decoder.set_attn_implementation("sdpa")
-        return {} if others is None else held_out_losses(vlms, others)
-
+    held_out = None if others is None else partial(held_out_losses, vlms, others)
     fit(model, step, sum(map(len, scenes.sides())), recipe, folder, about, tell, held_out)
     return model
 
@@ -161,6 +158,9 @@ def _settings(model: Pocket, scenes: Scenes, recipe: Recipe) -> dict[str, Any]:
 def held_out_losses(vlms: dict[str, VLM], scenes: Scenes) -> dict[str, float]:
     """Through each mechanism, the answers' loss, of the same part of the questions: the mean of batches."""
     count, size, budget = _HELD_OUT
+    for vlm in vlms.values():
+        decoder: Any = vlm.language_model
+        decoder.set_attn_implementation("sdpa")
     sides = [side[:: -(-len(side) // count)] for side in scenes.sides()]
     batches = [scenes.batch(side[at : at + size]) for side in sides for at in range(0, len(side), size)]
     return {
